@@ -1,0 +1,42 @@
+import { cloudflareTest } from "@cloudflare/vitest-plugin";
+import { defineConfig } from "vitest/config";
+
+// Three ways to run a test, by folder:
+//   pure     in Node: protocol, cluster, command line. Milliseconds.
+//   runtime  inside workerd, next to the Durable Objects: eviction, alarms, storage.
+//   e2e      in Node, real clients against a real broker (`workerd serve`).
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          name: "pure",
+          include: ["test/**/*.test.ts"],
+          exclude: ["test/runtime/**", "test/e2e/**"],
+        },
+      },
+      {
+        plugins: [
+          cloudflareTest({
+            wrangler: { configPath: "./wrangler.toml" },
+          }),
+        ],
+        test: {
+          name: "runtime",
+          include: ["test/runtime/**/*.test.ts"],
+          // mqtt-packet is CommonJS; Vite's optimizer turns it into something workerd can import.
+          deps: { optimizer: { ssr: { enabled: true, include: ["mqtt-packet"] } } },
+        },
+      },
+      {
+        test: {
+          name: "e2e",
+          include: ["test/e2e/**/*.test.ts"],
+          globalSetup: ["test/support/bundle.ts"],
+          testTimeout: 30_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+  },
+});
