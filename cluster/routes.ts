@@ -19,6 +19,7 @@
  * that have just this list; a route with one node is 24 to 56 bytes and its place in the map or trie.
  */
 import { limits } from "../mqtt/limits.ts";
+import { hasWildcard } from "../mqtt/topic.ts";
 import type { NodeName } from "./name.ts";
 import { ShareGroup } from "./shared-sub.ts";
 import { TopicTrie } from "./trie.ts";
@@ -184,9 +185,4 @@ export class RouteTable {
     yield* this.#exact.values();
     yield* this.#wildcard.values();
   }
-}
-
-/** In a valid filter "+" and "#" stand for nothing but wildcards. [MQTT-4.7.1-1] */
-function hasWildcard(filter: string): boolean {
-  return filter.includes("+") || filter.includes("#");
 }
