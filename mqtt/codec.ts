@@ -201,6 +201,7 @@ function onePacketParser(version: ProtocolVersion): OnePacketParser {
         failure = error;
       }
       const [packet, ...more] = parsed;
+      parsed = [];
       if (packet !== undefined && more.length === 0 && failure === undefined) return packet;
       current = create();
       throw new MqttError(ReasonCode.MalformedPacket, "packet cannot be parsed");

@@ -117,7 +117,7 @@ export class Framer {
       // [MQTT-1.5.5-1]
       if (byte === 0 && size > 1) throw lengthTooLong();
       const length = 1 + size + remaining;
-      checkLength(first >> 4, remaining);
+      checkHeader(first, remaining);
       if (length > this.#packetBytesMax) {
         throw new MqttError(ReasonCode.PacketTooLarge, `packet has more than ${this.#packetBytesMax} bytes`);
       }
@@ -152,14 +152,22 @@ function checkFirstByte(first: number): void {
     case 15: // AUTH: malformed by [MQTT-3.15.1-1]; 0x82 is what Mosquitto answers and tests.
       if (flags !== 0) throw new MqttError(ReasonCode.ProtocolError, "reserved flags of AUTH are set");
       return;
-    default: // CONNACK, SUBACK, UNSUBACK, PINGRESP
+    case 2: // CONNACK: whatever its flags, a server's.
+      return;
+    default: // SUBACK, UNSUBACK, PINGRESP
       if (flags !== 0) throw wrongFlags();
-      throw new MqttError(ReasonCode.ProtocolError, `packet type ${type} is sent by servers only`);
   }
 }
 
-function checkLength(type: number, remaining: number): void {
-  if (type === 12 && remaining !== 0) throw new SilentError(ReasonCode.MalformedPacket, "PINGREQ has a body");
+/** Refuses a header that is well formed and cannot be that of a client's packet. */
+function checkHeader(first: number, remaining: number): void {
+  const type = first >> 4;
+  if ((type === 12 || type === 13) && remaining !== 0) {
+    throw new SilentError(ReasonCode.MalformedPacket, "PINGREQ or PINGRESP has a body");
+  }
+  if (type === 2 || type === 9 || type === 11 || type === 13) {
+    throw new MqttError(ReasonCode.ProtocolError, `packet type ${type} is sent by servers only`);
+  }
 }
 
 function wrongFlags(): MqttError {

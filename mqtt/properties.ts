@@ -1,8 +1,9 @@
 /**
  * The properties of MQTT 5.0 (section 2.2.2): their types, and one walk over them that is strict.
  *
- * A property is read by its type before it is asked whether it may be here, so that a cut one is
- * always malformed (0x81) and a whole one in the wrong packet a protocol error (0x82).
+ * All properties are read by their types before any is refused for being here, or being here twice:
+ * what cannot be parsed is malformed (0x81) wherever in the list it is, and only a list that can be
+ * parsed holds a protocol error (0x82).
  * Cost: one pass, no allocation.
  */
 import type { Reader } from "./bytes.ts";
@@ -47,7 +48,7 @@ export interface PropertyRules {
 }
 
 /**
- * Called for each property in turn. `value` is that of a number and 0 for strings and binary data;
+ * Called for each property in turn that may be here. `value` is that of a number and 0 for strings and binary data;
  * [start, end) is the property on the wire with its identifier, so that a string begins at start + 3.
  */
 export type PropertyVisitor = (id: number, value: number, start: number, end: number) => void;
@@ -58,22 +59,22 @@ export function readProperties(reader: Reader, rules: PropertyRules, visit: Prop
   // One bit for each identifier seen: below 32, and from 32 on.
   let seenLow = 0;
   let seenHigh = 0;
+  let disallowed = 0;
+  let repeated = 0;
   while (!properties.done) {
     const start = properties.at;
     // Identifiers are variable byte integers, but all that are defined take one byte.
     const id = properties.byte();
     const value = readValue(properties, id);
-    if (!rules.allowed.has(id)) {
-      throw new MqttError(rules.disallowed, `${rules.packet} with property 0x${hex(id)}`);
-    }
     const bit = 1 << (id & 31);
-    if (((id < 32 ? seenLow : seenHigh) & bit) !== 0 && id !== Property.UserProperty) {
-      throw new MqttError(ReasonCode.ProtocolError, `property 0x${hex(id)} is given twice`);
-    }
+    if (!rules.allowed.has(id)) disallowed = id;
+    else if (((id < 32 ? seenLow : seenHigh) & bit) !== 0 && id !== Property.UserProperty) repeated = id;
+    else visit(id, value, start, properties.at);
     if (id < 32) seenLow |= bit;
     else seenHigh |= bit;
-    visit(id, value, start, properties.at);
   }
+  if (disallowed !== 0) throw new MqttError(rules.disallowed, `${rules.packet} with property 0x${hex(disallowed)}`);
+  if (repeated !== 0) throw new MqttError(ReasonCode.ProtocolError, `property 0x${hex(repeated)} is given twice`);
 }
 
 function readValue(reader: Reader, id: number): number {
