@@ -44,12 +44,7 @@ const literalPrefix = "eq ";
  * Whether the rules allow it. `topic` is a valid topic name to publish to, or a valid filter to
  * subscribe to, that of a shared subscription without "$share/group/".
  */
-export function authorize(
-  rules: readonly Rule[],
-  who: Who,
-  action: "publish" | "subscribe",
-  topic: string,
-): boolean {
+export function authorize(rules: readonly Rule[], who: Who, action: "publish" | "subscribe", topic: string): boolean {
   if (rules.length === 0) return true;
   const levels = topic.split("/");
   for (const rule of rules) {
@@ -73,7 +68,8 @@ export function faultOfRuleTopic(text: string): string | undefined {
   for (const [index, level] of levels.entries()) {
     if (level.includes("#") && (level !== "#" || index < levels.length - 1)) return '"#" is the whole last level';
     if (level.includes("+") && level !== "+") return '"+" is a whole level';
-    if (level.includes("${") && !isPlaceholder(level)) return "only ${clientid} and ${username} are filled in, as whole levels";
+    if (level.includes("${") && !isPlaceholder(level))
+      return "only ${clientid} and ${username} are filled in, as whole levels";
   }
   return undefined;
 }

@@ -76,9 +76,7 @@ describe("share group", () => {
 
   it("round_robin_per_group: every member in turn, whoever publishes", () => {
     const group = groupOf({ a: 2, b: 1, c: 3 });
-    const seen = [1, 2, 3, 4, 5, 6, 7].flatMap((n) =>
-      picks(group, "round_robin_per_group", 1, { clientId: `p${n}` }),
-    );
+    const seen = [1, 2, 3, 4, 5, 6, 7].flatMap((n) => picks(group, "round_robin_per_group", 1, { clientId: `p${n}` }));
     expect(seen).toEqual([...all, "a#0"]);
   });
 

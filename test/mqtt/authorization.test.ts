@@ -121,18 +121,21 @@ describe("[G9] authorization", () => {
     expect(authorize(rules, { clientId: "${username}", username: "alice" }, "publish", "c/alice/x")).toBe(false);
   });
 
-  it.each(["+", "#", "a/b", "a/#", "c1/+", "/"])("a client id %j widens no allow, and slips under no deny", (clientId) => {
-    const who = { clientId, username: clientId };
-    const allowOwn = [allow("c/${clientid}/#", "c/${username}", "${clientid}")];
-    const denyOwn = [deny("c/${clientid}/x"), allowAll];
-    for (const topic of ["c/c1/x", "c/a/b", "c/a/b/x", "c/x", "a/b", "a", "c//"]) {
-      expect(authorize(allowOwn, who, "publish", topic)).toBe(false);
-      expect(authorize(allowOwn, who, "subscribe", topic)).toBe(false);
-      expect(authorize(denyOwn, who, "publish", topic)).toBe(!topic.startsWith("c/"));
-    }
-    expect(authorize(allowOwn, who, "subscribe", `c/${clientId}`)).toBe(false);
-    expect(authorize(denyOwn, who, "subscribe", "#")).toBe(false);
-  });
+  it.each(["+", "#", "a/b", "a/#", "c1/+", "/"])(
+    "a client id %j widens no allow, and slips under no deny",
+    (clientId) => {
+      const who = { clientId, username: clientId };
+      const allowOwn = [allow("c/${clientid}/#", "c/${username}", "${clientid}")];
+      const denyOwn = [deny("c/${clientid}/x"), allowAll];
+      for (const topic of ["c/c1/x", "c/a/b", "c/a/b/x", "c/x", "a/b", "a", "c//"]) {
+        expect(authorize(allowOwn, who, "publish", topic)).toBe(false);
+        expect(authorize(allowOwn, who, "subscribe", topic)).toBe(false);
+        expect(authorize(denyOwn, who, "publish", topic)).toBe(!topic.startsWith("c/"));
+      }
+      expect(authorize(allowOwn, who, "subscribe", `c/${clientId}`)).toBe(false);
+      expect(authorize(denyOwn, who, "subscribe", "#")).toBe(false);
+    },
+  );
 
   it("gives a client no $-topics for calling itself $SYS", () => {
     const who = { clientId: "$SYS", username: undefined };
@@ -144,7 +147,10 @@ describe("[G9] authorization", () => {
     const next = random(seed);
     const pick = (names: readonly string[]): string => names[Math.floor(next() * names.length)] ?? "";
     const words = ["a", "b", "$c"];
-    const topics = words.flatMap((x) => [x, ...words.flatMap((y) => [`${x}/${y}`, ...words.map((z) => `${x}/${y}/${z}`)])]);
+    const topics = words.flatMap((x) => [
+      x,
+      ...words.flatMap((y) => [`${x}/${y}`, ...words.map((z) => `${x}/${y}/${z}`)]),
+    ]);
     const filter = (): string => {
       const levels = Array.from({ length: 1 + Math.floor(next() * 3) }, () => pick([...words, "+"]));
       if (next() < 0.3) levels[levels.length - 1] = "#";
@@ -171,9 +177,12 @@ describe("[G9] authorization", () => {
 });
 
 describe("a rule's topic", () => {
-  it.each(["a", "a/#", "+/b", "#", "eq a/+", "c/${clientid}/#", "${username}", "eq #", "/", "$SYS/#", "a b"])("%s", (text) => {
-    expect(faultOfRuleTopic(text)).toBeUndefined();
-  });
+  it.each(["a", "a/#", "+/b", "#", "eq a/+", "c/${clientid}/#", "${username}", "eq #", "/", "$SYS/#", "a b"])(
+    "%s",
+    (text) => {
+      expect(faultOfRuleTopic(text)).toBeUndefined();
+    },
+  );
 
   it.each(["", "eq ", "a/#/b", "a#", "a/b+", "c-${clientid}", "${cert_common_name}/#", "eq ${clientid}", "${clientid"])(
     "%j has a fault",
