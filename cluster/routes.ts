@@ -16,7 +16,8 @@
  * is never changed, only replaced: who holds one across an await holds the nodes of that moment.
  *
  * Memory. Most filters have subscribers on one node, so a list of one node is shared by all filters
- * that have just this list; a route with one node is 24 to 56 bytes and its place in the map or trie.
+ * that have just this list. A route costs 110 bytes like `d/1/cmd`, 210 like `devices/1/#`, 370 like
+ * `c/1/cmd/+` (a million of each, Node 24).
  */
 import { limits } from "../mqtt/limits.ts";
 import { hasWildcard } from "../mqtt/topic.ts";
