@@ -130,8 +130,7 @@ export function encodePublish(content: PublishContent, form: PublishForm, packet
   const propertiesLength = form.version === 5 ? propertiesSize(content, form) : 0;
   const propertiesPrefix = form.version === 5 ? variableByteIntegerSize(propertiesLength) : 0;
   const packetIdLength = form.qos === 0 ? 0 : 2;
-  const remaining =
-    2 + topicLength + packetIdLength + propertiesPrefix + propertiesLength + content.payload.length;
+  const remaining = 2 + topicLength + packetIdLength + propertiesPrefix + propertiesLength + content.payload.length;
 
   const packet = new Uint8Array(1 + variableByteIntegerSize(remaining) + remaining);
   packet[0] = publishType | (form.dup ? dupFlag : 0) | (form.qos << 1) | (form.retain ? retainFlag : 0);
@@ -152,10 +151,15 @@ export function encodePublish(content: PublishContent, form: PublishForm, packet
 /** A copy of an encoded PUBLISH of QoS 1 or 2 with another packet id. */
 export function withPacketId(encoded: Uint8Array, packetId: number): Uint8Array {
   const packet = encoded.slice();
-  const body = readBody(packet);
-  body.skip(body.uint16());
-  writeUint16(packet, body.skip(2), packetId);
+  writeUint16(packet, packetIdOffset(encoded), packetId);
   return packet;
+}
+
+/** Where the packet id of an encoded PUBLISH of QoS 1 or 2 is, for who copies it into a larger frame and patches it there. */
+export function packetIdOffset(encoded: Uint8Array): number {
+  const body = readBody(encoded);
+  body.skip(body.uint16());
+  return body.skip(2);
 }
 
 function qosOf(flags: number): QoS {

@@ -45,10 +45,11 @@ export function checkText(bytes: Uint8Array, start: number, end: number): void {
 
 /** Whether the bytes are well-formed UTF-8; for payloads, where U+0000 is allowed. */
 export function isUtf8(bytes: Uint8Array): boolean {
-  const firstNonAscii = bytes.findIndex((byte) => byte >= 0x80);
-  if (firstNonAscii === -1) return true;
+  let ascii = 0;
+  while (ascii < bytes.length && bytes[ascii]! < 0x80) ascii++;
+  if (ascii === bytes.length) return true;
   try {
-    decoder.decode(bytes.subarray(firstNonAscii));
+    decoder.decode(bytes.subarray(ascii));
     return true;
   } catch {
     return false;
