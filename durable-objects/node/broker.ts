@@ -1,0 +1,437 @@
+/**
+ * What a node does for its clients, between their sockets and the core.
+ *
+ *   publish    a client's message goes to the core, in the outbox               Connection -> CoreLink
+ *   dispatch   a forwarded message goes to the sessions that subscribe          forward -> SubscriptionTable -> Sessions
+ *   deliver    a session's message goes to its socket                           Session -> Connection
+ *
+ * A turn of the event loop ends with `endTurn`: what must be on disk before it is said is written first, then every
+ * socket gets what was gathered for it as one frame. The runtime holds frames and answers back until the writes are
+ * durable. Everything else is written behind by a timer, which keeps the object from sleeping while it owes a write.
+ */
+import type { Settings } from "../../cluster/config.ts";
+import type { NodeName } from "../../cluster/name.ts";
+import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
+import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
+import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { readMessage, type Message, type QoS } from "../../mqtt/message.ts";
+import { PublishForms } from "../../mqtt/publish-forms.ts";
+import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
+import type { Delivery, Receipt, RetainedRead, Session, Will } from "../../mqtt/session.ts";
+import { parseShared } from "../../mqtt/topic.ts";
+import { Metrics } from "../metrics.ts";
+import {
+  addRouteRecord,
+  fenceRecord,
+  publishRecord,
+  readForwarded,
+  removeRouteRecord,
+  type CoordinatorRpc,
+  type NodeRpc,
+  type NodeStats,
+} from "../rpc.ts";
+import { verifyPassword } from "./authenticator.ts";
+import { Connection, type Attachment } from "./connection.ts";
+import { CoreLink } from "./core-link.ts";
+import { SessionStore } from "./session-store.ts";
+import { Sessions } from "./sessions.ts";
+
+/** What the Durable Object gives. */
+export interface BrokerHost {
+  readonly sql: SqlStorage;
+  readonly sockets: readonly WebSocket[];
+  readonly core: () => CoordinatorRpc;
+  readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Makes sure that the alarm rings at this time or before. */
+  readonly ringAt: (at: number) => void;
+}
+
+export class Broker {
+  readonly name: NodeName;
+  readonly settings: Settings;
+  readonly metrics = new Metrics();
+  readonly store: SessionStore;
+  readonly sessions: Sessions;
+  readonly table = new SubscriptionTable();
+  readonly core: CoreLink;
+  readonly channelContext: ChannelContext;
+  readonly host: BrokerHost;
+  readonly #startedAt = Date.now();
+  readonly #writer = new ByteWriter();
+  /** The socket of each connected session; its Connection is made when something happens to it. */
+  readonly #sockets = new Map<number, WebSocket>();
+  readonly #connections = new Map<WebSocket, Connection>();
+  readonly #toFlush = new Set<Connection>();
+  #turnEnds = false;
+  readonly #touchedConnections = new Set<Connection>();
+  readonly #readingRetained = new Set<Session>();
+
+  constructor(name: NodeName, settings: Settings, host: BrokerHost) {
+    this.name = name;
+    this.settings = settings;
+    this.host = host;
+    this.store = new SessionStore(host.sql);
+    this.core = new CoreLink(name, host.core, (count) => this.metrics.add("messages.dropped.outbox_full", count));
+    this.sessions = new Sessions(this);
+    const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
+    let messages = 0;
+    this.channelContext = {
+      settings: settings.mqtt,
+      rules: settings.authorization,
+      messageId: () => `${life}${(messages++).toString(36)}`,
+      assignClientId: () => `trellis-${crypto.randomUUID()}`,
+    };
+    this.#wake();
+  }
+
+  /** The first event of a life: after sleep the sockets are still there; after a crash or a deploy they are gone. */
+  #wake(): void {
+    for (const socket of this.host.sockets) {
+      const attachment = socket.deserializeAttachment() as Attachment | null;
+      if (attachment) this.#sockets.set(attachment.sessionId, socket);
+    }
+    for (const { sessionId, clientId, connected, subscription } of this.store.allSubscriptions())
+      this.table.add({ id: sessionId, clientId }, subscription, connected && this.#sockets.has(sessionId));
+    for (const sessionId of this.store.connectedIds())
+      if (!this.#sockets.has(sessionId)) this.sessions.handleLost(this.store.loadById(sessionId)!);
+    const due = this.store.nextDue();
+    if (due !== undefined) this.host.ringAt(due);
+  }
+
+  // ---- sockets ----------------------------------------------------------------------------------------------------
+
+  get connectionCount(): number {
+    return Math.max(this.#sockets.size, this.#connections.size);
+  }
+
+  accept(socket: WebSocket): void {
+    const connection = new Connection(socket, this, Date.now());
+    this.#connections.set(socket, connection);
+    connection.expectConnect();
+  }
+
+  connection(socket: WebSocket): Connection {
+    let connection = this.#connections.get(socket);
+    if (connection) return connection;
+    connection = new Connection(socket, this, Date.now());
+    this.#connections.set(socket, connection);
+    const attachment = socket.deserializeAttachment() as Attachment | null;
+    const session = attachment && this.sessions.byId(attachment.sessionId);
+    if (attachment && session) connection.restore(attachment, session);
+    else connection.expectConnect();
+    return connection;
+  }
+
+  connectionOf(sessionId: number): Connection | undefined {
+    const socket = this.#sockets.get(sessionId);
+    return socket && this.connection(socket);
+  }
+
+  /** A session is on this socket from now on. */
+  bind(session: Session, connection: Connection): void {
+    this.#sockets.set(session.id, connection.socket);
+    connection.session = session;
+    connection.attach();
+    const { keepAlive } = connection.facts!;
+    if (keepAlive > 0) this.host.ringAt(Date.now() + keepAlive * 1500);
+  }
+
+  /** A connection has ended, by whomever. */
+  handleGone(connection: Connection): void {
+    if (!this.#connections.delete(connection.socket)) return;
+    connection.closed = true;
+    connection.channel.handleClosed();
+    this.#touchedConnections.delete(connection);
+    this.#toFlush.delete(connection);
+    connection.socket.serializeAttachment(null);
+    const { session } = connection;
+    if (!session || this.#sockets.get(session.id) !== connection.socket) return;
+    this.#sockets.delete(session.id);
+    this.metrics.add("client.disconnected");
+    this.sessions.handleDisconnected(session);
+  }
+
+  flushAtTurnsEnd(connection: Connection): void {
+    this.#toFlush.add(connection);
+    if (this.#turnEnds) return;
+    this.#turnEnds = true;
+    setImmediate(() => this.#endTurn());
+  }
+
+  flushNow(connection: Connection): void {
+    this.sessions.saveUrgent();
+    this.#toFlush.delete(connection);
+    connection.flush();
+  }
+
+  #endTurn(): void {
+    this.#turnEnds = false;
+    this.sessions.saveUrgent();
+    for (const connection of this.#toFlush) {
+      this.#touchedConnections.add(connection);
+      connection.flush();
+    }
+    this.#toFlush.clear();
+    this.sessions.saveSoon();
+  }
+
+  touch(session: Session): void {
+    this.sessions.touch(session);
+  }
+
+  touchConnection(connection: Connection): void {
+    this.#touchedConnections.add(connection);
+    this.sessions.saveSoon();
+  }
+
+  /** Written with the sessions' checkpoints: what connections need after sleep. */
+  saveConnections(): void {
+    for (const connection of this.#touchedConnections) {
+      connection.attach();
+      const { session, facts, channel } = connection;
+      if (!session || !facts || !channel.aliasesChanged) continue;
+      channel.aliasesChanged = false;
+      this.store.saveConnection(session.id, { facts, aliases: [...channel.topicAliases] });
+    }
+    this.#touchedConnections.clear();
+  }
+
+  // ---- connecting -------------------------------------------------------------------------------------------------
+
+  authenticate(connection: Connection, username: string | undefined, password: Uint8Array | undefined): void {
+    this.metrics.add("client.connect");
+    const decide = (accepted: boolean) => {
+      if (!accepted) this.metrics.add("client.auth.failure");
+      connection.channel.handleAuthenticated(accepted ? ReasonCode.Success : refusalOf(username));
+      connection.perform();
+    };
+    if (username === undefined && this.settings.allow_anonymous) return decide(true);
+    const hash = username === undefined ? undefined : this.settings.authentication[username];
+    // With no users at all on an open broker, a user name is only a name.
+    if (this.settings.allow_anonymous && Object.keys(this.settings.authentication).length === 0) return decide(true);
+    verifyPassword(hash, password).then(decide, (error: unknown) => connection.fail(error));
+  }
+
+  open(connection: Connection, request: OpenRequest): void {
+    this.sessions.open(connection, request).catch((error: unknown) => {
+      console.error(`${request.clientId} could not be opened: ${String(error)}`);
+      connection.fail(new MqttError(ReasonCode.ServerUnavailable, "the cluster does not answer"));
+    });
+  }
+
+  // ---- publish: client -> core ------------------------------------------------------------------------------------
+
+  publish(connection: Connection, message: Message, receipt: Receipt | undefined, delaySeconds: number): void {
+    this.metrics.add("messages.received");
+    const { session } = connection;
+    const record = publishRecord(this.#writer, { message, delaySeconds, only: "" });
+    if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
+    if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
+    this.core.outbox.add(record, (reasonCode) =>
+      this.#handleRouted(session, connection, receipt, (reasonCode ?? ReasonCode.UnspecifiedError) as ReasonCode),
+    );
+  }
+
+  #handleRouted(session: Session, from: Connection, receipt: Receipt, reasonCode: ReasonCode): void {
+    // The client may be on another connection by now: its acknowledgement goes there.
+    const connection = this.connectionOf(session.id) ?? from;
+    connection.channel.handleReceipt(receipt, session, reasonCode);
+    connection.perform();
+    this.touch(session);
+  }
+
+  /** A message that no client waits for: a will, or one that a share group's member left behind. */
+  publishOwn(message: Message, only: string): void {
+    const record = publishRecord(this.#writer, { message, delaySeconds: 0, only });
+    if (message.qos === 0) this.core.outbox.addUnacknowledged(record);
+    else
+      this.core.outbox.add(record, (reasonCode) => {
+        if (reasonCode === undefined) this.metrics.add("messages.dropped");
+      });
+  }
+
+  publishWill(clientId: string, will: Will, now: number): void {
+    const { topic, payload, qos, retain, properties, messageExpiryInterval } = will;
+    const expiresAt = messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000;
+    const id = this.channelContext.messageId();
+    this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "");
+  }
+
+  // ---- subscribe --------------------------------------------------------------------------------------------------
+
+  /** SUBACK waits until the cluster knows the routes (G3), and the disk the subscriptions. */
+  subscribe(connection: Connection, packetId: number, codes: number[], wanted: readonly Wanted[]): void {
+    const session = connection.session!;
+    const changes: RouteChange[] = [];
+    for (const { subscription } of wanted) {
+      session.subscriptions.set(subscription.filter, subscription);
+      const change = this.table.add(session, subscription, true);
+      if (change) changes.push(change);
+    }
+    const failed = new Set<string>();
+    for (const change of changes)
+      this.#changeRoute(change, (reasonCode) => {
+        if (reasonCode === undefined) failed.add(change.key);
+      });
+    this.core.outbox.add(fenceRecord(), (reasonCode) => {
+      for (const { index, subscription, isNew } of wanted) {
+        if (session.subscriptions.get(subscription.filter) !== subscription) continue;
+        if (reasonCode === undefined || failed.has(subscription.filter)) {
+          codes[index] = ReasonCode.UnspecifiedError;
+          this.removeSubscription(session, subscription.filter);
+          continue;
+        }
+        this.store.putSubscription(session.id, subscription);
+        if (this.#wantsRetained(subscription.filter, subscription.retainHandling, isNew))
+          session.retainedReads.push({ subscription, after: undefined });
+      }
+      connection.channel.handleSubscribed(packetId, codes);
+      connection.perform();
+      this.touch(session);
+      if (session.retainedReads.length > 0) this.readRetained(session);
+    });
+  }
+
+  unsubscribe(connection: Connection, packetId: number, filters: readonly string[]): void {
+    const session = connection.session!;
+    const codes = filters.map((filter) =>
+      this.removeSubscription(session, filter) ? ReasonCode.Success : ReasonCode.NoSubscriptionExisted,
+    );
+    connection.channel.handleUnsubscribed(packetId, codes);
+    connection.perform();
+  }
+
+  removeSubscription(session: Session, filter: string): boolean {
+    if (!session.subscriptions.delete(filter)) return false;
+    session.retainedReads = session.retainedReads.filter((read) => read.subscription.filter !== filter);
+    this.store.deleteSubscription(session.id, filter);
+    this.changeRoutes([this.table.remove(session.id, filter)]);
+    this.touch(session);
+    return true;
+  }
+
+  changeRoutes(changes: readonly (RouteChange | undefined)[]): void {
+    for (const change of changes) if (change) this.#changeRoute(change, () => {});
+  }
+
+  #changeRoute(change: RouteChange, settled: (reasonCode: number | undefined) => void): void {
+    const record = change.kind === "add" ? addRouteRecord(change.key, change.members) : removeRouteRecord(change.key);
+    this.core.outbox.add(record, settled);
+  }
+
+  // ---- retained ---------------------------------------------------------------------------------------------------
+
+  #wantsRetained(filter: string, retainHandling: 0 | 1 | 2, isNew: boolean): boolean {
+    if (!this.settings.mqtt.retain_available || parseShared(filter).group !== undefined) return false;
+    return retainHandling === 0 || (retainHandling === 1 && isNew); // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+  }
+
+  /** Reads on, page by page, while the session keeps up. */
+  readRetained(session: Session): void {
+    if (this.#readingRetained.has(session)) return;
+    this.#readingRetained.add(session);
+    this.#readRetainedPages(session)
+      .catch((error: unknown) => console.error(`retained messages for ${session.clientId}: ${String(error)}`))
+      .finally(() => this.#readingRetained.delete(session));
+  }
+
+  async #readRetainedPages(session: Session): Promise<void> {
+    while (session.connected && session.queued === 0) {
+      const [read] = session.retainedReads;
+      if (!read) return;
+      const page = await this.core.retained(read.subscription.filter, read.after);
+      if (session.retainedReads[0] !== read || !session.connected) continue;
+      const next: RetainedRead = { ...read, after: page.next };
+      session.retainedReads = [...(page.next === undefined ? [] : [next]), ...session.retainedReads.slice(1)];
+      const reader = new ByteReader(page.messages);
+      while (!reader.done) this.#deliverRetained(session, read, readMessage(reader));
+      this.touch(session);
+    }
+  }
+
+  #deliverRetained(session: Session, { subscription }: RetainedRead, message: Message): void {
+    if (subscription.noLocal && message.from === session.clientId) return;
+    const ids = subscription.subscriptionId === 0 ? [] : [subscription.subscriptionId];
+    const qos = Math.min(message.qos, subscription.qos) as QoS;
+    // [MQTT-3.3.1-8]
+    this.deliver(session.id, { message, qos, retain: true, subscriptionIds: ids, shared: undefined });
+  }
+
+  // ---- dispatch: core -> sessions -> sockets ----------------------------------------------------------------------
+
+  dispatch(batch: Uint8Array): void {
+    const now = Date.now();
+    for (const { message, matched } of readForwarded(batch)) {
+      const forms = new PublishForms(message, now);
+      this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
+        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
+      });
+      // A route that this node does not know of any more was left at the core by a crash.
+      for (const { key } of matched) if (!this.table.has(key)) this.core.outbox.add(removeRouteRecord(key), () => {});
+    }
+    this.sessions.saveUrgent();
+  }
+
+  deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {
+    const connection = this.connectionOf(sessionId);
+    if (delivery.qos === 0) {
+      if (!connection?.session) return this.metrics.add("delivery.dropped.offline_qos0");
+      connection.sendPublish(delivery, 0, false, forms ?? new PublishForms(delivery.message, Date.now()));
+      return;
+    }
+    const session = this.sessions.byId(sessionId);
+    if (!session) return;
+    const { seq, dropped } = session.enqueue(delivery, this.settings.mqtt.max_mqueue_len);
+    if (session.durable) {
+      this.store.putDelivery(session.id, seq, delivery);
+      session.written(seq);
+    }
+    if (dropped.length > 0) {
+      this.metrics.add("delivery.dropped.queue_full", dropped.length);
+      this.store.deleteDeliveries(session.id, dropped);
+    }
+    if (connection) connection.pump(Date.now());
+    else this.touch(session);
+  }
+
+  // ---- time -------------------------------------------------------------------------------------------------------
+
+  /** Everything that is due; says when to ring next. */
+  handleAlarm(now: number): void {
+    let next = this.sessions.handleDue(now);
+    for (const [sessionId, socket] of this.#sockets) {
+      const connection = this.#connections.get(socket);
+      const { lastSeen, keepAlive } = connection
+        ? { lastSeen: connection.lastSeen, keepAlive: connection.facts?.keepAlive ?? 0 }
+        : (socket.deserializeAttachment() as Attachment);
+      if (keepAlive === 0) continue;
+      const deadline = lastSeen + keepAlive * 1500; // [MQTT-3.1.2-22]
+      if (deadline > now) next = Math.min(next, deadline);
+      else
+        this.connectionOf(sessionId)?.fail(
+          new MqttError(ReasonCode.KeepAliveTimeout, `silent for ${keepAlive * 1.5} s`),
+        );
+    }
+    if (next < Infinity) this.host.ringAt(next);
+  }
+
+  stats(): NodeStats {
+    const sessions = this.store.count();
+    return {
+      startedAt: this.#startedAt,
+      stats: {
+        "connections.count": this.connectionCount,
+        "live_connections.count": this.#sockets.size,
+        "sessions.count": sessions,
+        "subscriptions.count": this.table.size,
+        "subscriptions.shared.count": this.table.sharedSize,
+      },
+      metrics: this.metrics.all(),
+    };
+  }
+}
+
+/** [MQTT-3.1.4-2]: without a user name the client is refused, with a wrong one it is told so. */
+function refusalOf(username: string | undefined): ReasonCode {
+  return username === undefined ? ReasonCode.NotAuthorized : ReasonCode.BadUserNameOrPassword;
+}

@@ -1,0 +1,281 @@
+/**
+ * One client's socket: bytes in to packets, packets to the channel, the channel's effects performed, packets out.
+ *
+ * What goes to the socket in one turn leaves as one WebSocket frame, because the frame is what costs: see `flush`.
+ * An unfinished packet or an unanswered CONNECT holds a timer, and so holds the object in memory; between packets
+ * there is nothing here that the disk does not have.
+ */
+import { Channel, type ConnectionFacts, type Effect } from "../../mqtt/channel.ts";
+import { decode, encode, type ProtocolVersion, type ServerPacket } from "../../mqtt/codec.ts";
+import { Framer } from "../../mqtt/frame.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { PublishForms } from "../../mqtt/publish-forms.ts";
+import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
+import type { Delivery, Session } from "../../mqtt/session.ts";
+import type { Broker } from "./broker.ts";
+
+/** What survives hibernation with the socket itself. */
+export interface Attachment {
+  readonly sessionId: number;
+  /** ms since the epoch. */
+  readonly lastSeen: number;
+  /** Seconds. */
+  readonly keepAlive: number;
+}
+
+export class Connection {
+  readonly socket: WebSocket;
+  readonly channel: Channel;
+  /** The session, from its opening to the end of the connection. */
+  session: Session | undefined;
+  /** ms since the epoch: when the last packet came. */
+  lastSeen: number;
+  /** The socket is closed or closing; nothing more is sent. */
+  closed = false;
+  readonly #broker: Broker;
+  readonly #framer: Framer;
+  readonly #aliasesOut = new Map<string, number>();
+  #heldBytes = 0;
+  #frame: Uint8Array[] = [];
+  #frameBytes = 0;
+  #attachedLastSeen = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  /** ms since the epoch; 0 = no packet is unfinished. */
+  #unfinishedSince = 0;
+
+  constructor(socket: WebSocket, broker: Broker, now: number) {
+    this.socket = socket;
+    this.#broker = broker;
+    this.lastSeen = now;
+    this.channel = new Channel(broker.channelContext);
+    this.#framer = new Framer(broker.settings.mqtt.max_packet_size);
+  }
+
+  get facts(): ConnectionFacts | undefined {
+    return this.channel.facts;
+  }
+
+  /** A fresh socket has `idle_timeout` to bring its CONNECT. [MQTT-3.1.4-1] */
+  expectConnect(): void {
+    setTimeout(() => {
+      if (this.channel.stateName === "idle") this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "no CONNECT came"));
+    }, this.#broker.settings.mqtt.idle_timeout);
+  }
+
+  /** The socket of a session that slept. */
+  restore(attachment: Attachment, session: Session): void {
+    const stored = this.#broker.store.loadConnection(attachment.sessionId);
+    if (!stored) throw new Error(`session ${attachment.sessionId} is connected, but its connection is not on disk`);
+    this.session = session;
+    this.lastSeen = attachment.lastSeen;
+    this.#attachedLastSeen = attachment.lastSeen;
+    this.channel.restore(stored.facts, session, stored.aliases);
+    session.reattach(stored.facts.receiveMaximum);
+  }
+
+  receive(data: string | ArrayBuffer, now: number): void {
+    if (this.closed) return;
+    this.lastSeen = now;
+    if (typeof data === "string") return this.fail(new MqttError(ReasonCode.ProtocolError, "a text frame came")); // [MQTT-6.0.0-1]
+    this.#broker.metrics.add("bytes.received", data.byteLength);
+    if (this.channel.stateName === "connecting") {
+      this.#heldBytes += data.byteLength;
+      const heldBytesMax = this.#broker.settings.mqtt.max_packet_size + limits.connectingBytesMax;
+      if (this.#heldBytes > heldBytesMax)
+        return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came before CONNECT was answered"));
+    }
+    this.#framer.push(new Uint8Array(data));
+    this.process(now);
+  }
+
+  /** Handles what packets are there, up to one that has to be waited for. */
+  process(now: number): void {
+    try {
+      while (this.channel.stateName === "idle" || this.channel.stateName === "connected") {
+        const packet = this.#framer.next();
+        if (!packet) break;
+        this.#unfinishedSince = 0;
+        this.#broker.metrics.add("packets.received");
+        this.channel.handlePacket(decode(packet, this.facts?.version), now);
+        this.perform();
+      }
+    } catch (error) {
+      return this.fail(error);
+    }
+    this.#watchUnfinished(now);
+  }
+
+  /** Ends this connection, and nothing else, with the reason if the client's version has one (G5). */
+  fail(error: unknown): void {
+    if (!(error instanceof MqttError)) console.error("a connection failed:", error);
+    this.channel.handleError(
+      error instanceof MqttError ? error : new MqttError(ReasonCode.UnspecifiedError, "the broker failed here"),
+    );
+    this.perform();
+  }
+
+  /** Performs what the channel has decided. */
+  perform(): void {
+    for (const effect of this.channel.takeEffects()) this.#performOne(effect);
+    if (this.channel.aliasesChanged) this.#broker.touchConnection(this);
+  }
+
+  #performOne(effect: Effect): void {
+    const broker = this.#broker;
+    switch (effect.kind) {
+      case "send":
+        return this.#send(effect.packet, effect.version);
+      case "close":
+        return this.close();
+      case "authenticate":
+        return broker.authenticate(this, effect.username, effect.password);
+      case "open":
+        return broker.open(this, effect.request);
+      case "publish":
+        return broker.publish(this, effect.message, effect.receipt, effect.delaySeconds);
+      case "subscribe":
+        return broker.subscribe(this, effect.packetId, effect.codes, effect.wanted);
+      case "unsubscribe":
+        return broker.unsubscribe(this, effect.packetId, effect.filters);
+      case "pump":
+        return this.pump(Date.now());
+      case "dropped":
+        return broker.metrics.add("messages.dropped.not_authorized");
+    }
+  }
+
+  /** Sends what the session holds as far as the window is open. */
+  pump(now: number): void {
+    const { session } = this;
+    if (!session || this.closed) return;
+    const load = (seq: number) => this.#broker.store.loadDelivery(session.id, seq);
+    for (let next = session.nextToSend(now, load); next; next = session.nextToSend(now, load)) {
+      if (next.kind === "pubrel") {
+        const { version } = this.facts!;
+        this.#send({ cmd: "pubrel", messageId: next.packetId, reasonCode: ReasonCode.Success }, version);
+        continue;
+      }
+      const { delivery, packetId, dup } = next;
+      if (!this.sendPublish(delivery, packetId, dup, new PublishForms(delivery.message, now)))
+        session.discard(packetId);
+    }
+    if (session.retainedReads.length > 0 && session.queued === 0) this.#broker.readRetained(session);
+    this.#broker.touch(session);
+  }
+
+  /** @returns whether the client takes packets of this size. */
+  sendPublish(delivery: Delivery, packetId: number, dup: boolean, forms: PublishForms): boolean {
+    const { facts } = this;
+    if (!facts || this.closed) return true;
+    const alias = facts.topicAliasMaximum === 0 ? undefined : this.#aliasFor(delivery.message.topic, facts);
+    const bytes = forms.encode(
+      {
+        version: facts.version,
+        qos: delivery.qos,
+        dup,
+        retain: delivery.retain,
+        subscriptionIds: delivery.subscriptionIds,
+        topicAlias: alias?.number ?? 0,
+        topicOmitted: alias?.known === true,
+      },
+      packetId,
+    );
+    if (bytes.length > facts.maximumPacketSize) {
+      this.#broker.metrics.add("delivery.dropped.too_large"); // [MQTT-3.1.2-25]
+      return false;
+    }
+    if (alias && !alias.known) this.#aliasesOut.set(delivery.message.topic, alias.number);
+    this.#broker.metrics.add("messages.sent");
+    this.#write(bytes);
+    return true;
+  }
+
+  /** The first topics get the aliases there are [MQTT-3.1.2-26]; forgotten in sleep, they are just set again. */
+  #aliasFor(topic: string, facts: ConnectionFacts): { number: number; known: boolean } | undefined {
+    const known = this.#aliasesOut.get(topic);
+    if (known !== undefined) return { number: known, known: true };
+    const number = this.#aliasesOut.size + 1;
+    if (number > Math.min(facts.topicAliasMaximum, limits.topicAliasesOutMax)) return undefined;
+    return { number, known: false };
+  }
+
+  #send(packet: ServerPacket, version: ProtocolVersion): void {
+    if (this.closed) return;
+    let bytes = encode(packet, version);
+    // [MQTT-3.2.2-19] [MQTT-3.14.2-3]
+    if (bytes.length > (this.facts?.maximumPacketSize ?? Number.MAX_SAFE_INTEGER) && "properties" in packet)
+      bytes = encode({ ...packet, properties: {} }, version);
+    this.#write(bytes);
+  }
+
+  #write(bytes: Uint8Array): void {
+    this.#frame.push(bytes);
+    this.#frameBytes += bytes.length;
+    this.#broker.metrics.add("packets.sent");
+    if (this.#frame.length === 1) this.#broker.flushAtTurnsEnd(this);
+    if (this.#frameBytes >= limits.frameBytesMax) this.#broker.flushNow(this);
+  }
+
+  /** Everything gathered leaves as one frame. */
+  flush(): void {
+    if (this.#frame.length === 0 || this.closed) return;
+    const bytes = this.#frame.length === 1 ? this.#frame[0]! : join(this.#frame, this.#frameBytes);
+    this.#broker.metrics.add("bytes.sent", this.#frameBytes);
+    this.#frame = [];
+    this.#frameBytes = 0;
+    try {
+      this.socket.send(bytes);
+    } catch {
+      // The client is gone already: its close event says so.
+    }
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.#broker.flushNow(this);
+    this.closed = true;
+    try {
+      this.socket.close(1000);
+    } catch {
+      // Closed already.
+    }
+    this.#broker.handleGone(this);
+  }
+
+  /** Writes down when the client was last heard of, for a keep-alive that outlasts sleep. */
+  attach(): void {
+    if (!this.session || this.closed || this.lastSeen === this.#attachedLastSeen) return;
+    this.#attachedLastSeen = this.lastSeen;
+    const keepAlive = this.facts?.keepAlive ?? 0;
+    this.socket.serializeAttachment({
+      sessionId: this.session.id,
+      lastSeen: this.lastSeen,
+      keepAlive,
+    } satisfies Attachment);
+  }
+
+  /** The rest of an unfinished packet must come in time; one timer looks, however many fragments come. */
+  #watchUnfinished(now: number): void {
+    if (this.#framer.pendingBytes === 0 || this.closed) return;
+    if (this.#unfinishedSince === 0) this.#unfinishedSince = now;
+    this.#timer ??= setTimeout(
+      () => {
+        this.#timer = undefined;
+        if (this.#unfinishedSince === 0) return;
+        if (Date.now() < this.#unfinishedSince + limits.unfinishedPacketMs) return this.#watchUnfinished(Date.now());
+        this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "a packet was not finished in time"));
+      },
+      this.#unfinishedSince + limits.unfinishedPacketMs - now,
+    );
+  }
+}
+
+function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
+  const joined = new Uint8Array(bytes);
+  let offset = 0;
+  for (const part of parts) {
+    joined.set(part, offset);
+    offset += part.length;
+  }
+  return joined;
+}

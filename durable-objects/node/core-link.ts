@@ -1,0 +1,49 @@
+/**
+ * The node's link to its home core: one ordered outbox for publishes, route changes and releases, so that what a client
+ * did first is seen first, and direct calls for what has an answer of its own.
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { Outbox, type SendBatch } from "../outbox.ts";
+import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
+
+export class CoreLink {
+  readonly outbox: Outbox;
+  readonly #node: NodeName;
+  readonly #stub: () => CoordinatorRpc;
+
+  /** @param stub makes a fresh stub of the home core. */
+  constructor(node: NodeName, stub: () => CoordinatorRpc, countDropped: (count: number) => void) {
+    this.#node = node;
+    this.#stub = stub;
+    const connect = (): SendBatch => {
+      const core = stub();
+      return (batch) => core.route(node, batch);
+    };
+    this.outbox = new Outbox(connect, countDropped);
+  }
+
+  claim(clientId: string): Promise<Claim> {
+    return this.#call((core) => core.claim(clientId, this.#node));
+  }
+
+  settled(node: NodeName): Promise<void> {
+    return this.#call((core) => core.settled(node));
+  }
+
+  retained(filter: string, after: string | undefined): Promise<RetainedPage> {
+    return this.#call((core) => core.retained(filter, after));
+  }
+
+  /** Calls that may be made twice: each attempt on a fresh stub, since one that threw stays dead. */
+  async #call<T>(call: (core: CoordinatorRpc) => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await call(this.#stub());
+      } catch (error) {
+        if (attempt >= limits.batchAttemptsMax) throw error;
+        await scheduler.wait(Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** attempt));
+      }
+    }
+  }
+}

@@ -1,0 +1,343 @@
+/**
+ * The sessions of a node on its disk.
+ *
+ *   session       one row each: who, when it is due, its checkpoint, and the facts of an open connection
+ *   subscription  one row per filter
+ *   queue         one row per message that a session has not acknowledged, by rising `seq`
+ *
+ * A checkpoint may be older than the queue: rows up to its `sentUpTo` count only when it names them as inflight, rows
+ * beyond it are queued. So a message is written once when it comes and deleted some time after its acknowledgement, and
+ * acknowledgements cost no row of their own.
+ */
+import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
+import type { ConnectionFacts } from "../../mqtt/channel.ts";
+import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
+import {
+  Session,
+  type Checkpoint,
+  type Delivery,
+  type StoredMessage,
+  type Subscription,
+  type Will,
+} from "../../mqtt/session.ts";
+
+/** A row of the queue, as it moves between nodes. */
+export interface StoredDelivery {
+  readonly seq: number;
+  readonly delivery: Uint8Array;
+}
+
+/** What a connection needs to go on after the object slept. */
+export interface StoredConnection {
+  readonly facts: ConnectionFacts;
+  readonly aliases: readonly (readonly [number, string])[];
+}
+
+const schema = `
+CREATE TABLE IF NOT EXISTS session (
+  id INTEGER PRIMARY KEY,
+  client_id TEXT NOT NULL UNIQUE,
+  epoch INTEGER NOT NULL,
+  username TEXT,
+  connected INTEGER NOT NULL,
+  expiry_interval INTEGER NOT NULL,
+  expires_at INTEGER NOT NULL,
+  will_at INTEGER NOT NULL,
+  due_at INTEGER,
+  will BLOB,
+  checkpoint TEXT NOT NULL,
+  connection TEXT
+);
+CREATE INDEX IF NOT EXISTS session_due ON session (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS session_connected ON session (connected) WHERE connected = 1;
+CREATE TABLE IF NOT EXISTS subscription (
+  session INTEGER NOT NULL,
+  filter TEXT NOT NULL,
+  options INTEGER NOT NULL,
+  subscription_id INTEGER NOT NULL,
+  PRIMARY KEY (session, filter)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS queue (
+  session INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  shared INTEGER NOT NULL,
+  delivery BLOB NOT NULL,
+  PRIMARY KEY (session, seq)
+) WITHOUT ROWID;
+`;
+
+type SessionRow = {
+  id: number;
+  client_id: string;
+  epoch: number;
+  username: string | null;
+  connected: number;
+  expiry_interval: number;
+  expires_at: number;
+  will_at: number;
+  will: ArrayBuffer | null;
+  checkpoint: string;
+};
+
+export class SessionStore {
+  readonly #sql: SqlStorage;
+  readonly #writer = new ByteWriter();
+
+  constructor(sql: SqlStorage) {
+    this.#sql = sql;
+    sql.exec(schema);
+  }
+
+  /** The next free short name of a session. */
+  nextId(): number {
+    return this.#sql.exec<{ id: number }>("SELECT coalesce(max(id), 0) + 1 AS id FROM session").one().id;
+  }
+
+  load(clientId: string): Session | undefined {
+    return this.#load(this.#sql.exec<SessionRow>("SELECT * FROM session WHERE client_id = ?", clientId).toArray()[0]);
+  }
+
+  loadById(id: number): Session | undefined {
+    return this.#load(this.#sql.exec<SessionRow>("SELECT * FROM session WHERE id = ?", id).toArray()[0]);
+  }
+
+  #load(row: SessionRow | undefined): Session | undefined {
+    if (!row) return undefined;
+    const session = new Session(row.id, row.client_id);
+    session.epoch = row.epoch;
+    session.username = row.username ?? undefined;
+    session.connected = row.connected === 1;
+    session.expiryInterval = row.expiry_interval;
+    session.expiresAt = row.expires_at;
+    session.willAt = row.will_at;
+    session.will = row.will ? readWill(new Uint8Array(row.will)) : undefined;
+    const checkpoint = JSON.parse(row.checkpoint) as Checkpoint;
+    const stored = this.#sql.exec<{ seq: number; bytes: number; shared: number }>(
+      "SELECT seq, bytes, shared FROM queue WHERE session = ? AND seq > ? ORDER BY seq",
+      row.id,
+      checkpoint.sentUpTo,
+    );
+    session.restore(checkpoint, storedMessages(stored));
+    session.loadInflight((seq) => this.loadDelivery(row.id, seq));
+    for (const { subscription } of this.#subscriptions("WHERE session = ?", row.id))
+      session.subscriptions.set(subscription.filter, subscription);
+    session.dirty = false;
+    return session;
+  }
+
+  /** Writes all of a session but its messages and subscriptions. */
+  save(session: Session): void {
+    const due = [session.willAt, session.expiresAt].filter((at) => at > 0);
+    this.#sql.exec(
+      `INSERT INTO session (id, client_id, epoch, username, connected, expiry_interval, expires_at, will_at, due_at, will, checkpoint)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, username = excluded.username,
+         connected = excluded.connected, expiry_interval = excluded.expiry_interval, expires_at = excluded.expires_at,
+         will_at = excluded.will_at, due_at = excluded.due_at, will = excluded.will, checkpoint = excluded.checkpoint`,
+      session.id,
+      session.clientId,
+      session.epoch,
+      session.username ?? null,
+      session.connected ? 1 : 0,
+      session.expiryInterval,
+      session.expiresAt,
+      session.willAt,
+      session.connected || due.length === 0 ? null : Math.min(...due),
+      session.will ? writeWill(this.#writer, session.will) : null,
+      JSON.stringify(session.checkpoint()),
+    );
+    session.dirty = false;
+    session.urgent = false;
+  }
+
+  saveConnection(id: number, connection: StoredConnection): void {
+    this.#sql.exec("UPDATE session SET connection = ? WHERE id = ?", JSON.stringify(connection), id);
+  }
+
+  loadConnection(id: number): StoredConnection | undefined {
+    const row = this.#sql
+      .exec<{ connection: string | null }>("SELECT connection FROM session WHERE id = ?", id)
+      .toArray()[0];
+    return row?.connection ? (JSON.parse(row.connection) as StoredConnection) : undefined;
+  }
+
+  delete(id: number): void {
+    this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM session WHERE id = ?", id);
+  }
+
+  // ---- deadlines --------------------------------------------------------------------------------------------------
+
+  /** ms since the epoch; undefined: no session waits for anything. */
+  nextDue(): number | undefined {
+    const row = this.#sql
+      .exec<{ at: number | null }>("SELECT min(due_at) AS at FROM session WHERE due_at IS NOT NULL")
+      .one();
+    return row.at ?? undefined;
+  }
+
+  dueAt(now: number): number[] {
+    const rows = this.#sql.exec<{ id: number }>("SELECT id FROM session WHERE due_at <= ? LIMIT 1000", now);
+    return [...rows].map((row) => row.id);
+  }
+
+  /** The sessions that disk calls connected. */
+  connectedIds(): number[] {
+    return [...this.#sql.exec<{ id: number }>("SELECT id FROM session WHERE connected = 1")].map((row) => row.id);
+  }
+
+  count(): number {
+    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM session").one().n;
+  }
+
+  // ---- subscriptions ----------------------------------------------------------------------------------------------
+
+  putSubscription(sessionId: number, { filter, subscriptionId, ...options }: Subscription): void {
+    const bits =
+      options.qos | (options.noLocal ? 4 : 0) | (options.retainAsPublished ? 8 : 0) | (options.retainHandling << 4);
+    this.#sql.exec("INSERT OR REPLACE INTO subscription VALUES (?, ?, ?, ?)", sessionId, filter, bits, subscriptionId);
+  }
+
+  deleteSubscription(sessionId: number, filter: string): void {
+    this.#sql.exec("DELETE FROM subscription WHERE session = ? AND filter = ?", sessionId, filter);
+  }
+
+  /** Every subscription of the node, for its table. */
+  *allSubscriptions(): Generator<{
+    sessionId: number;
+    clientId: string;
+    connected: boolean;
+    subscription: Subscription;
+  }> {
+    const sessions = new Map<number, { clientId: string; connected: boolean }>();
+    for (const row of this.#sql.exec<{ id: number; client_id: string; connected: number }>(
+      "SELECT id, client_id, connected FROM session",
+    ))
+      sessions.set(row.id, { clientId: row.client_id, connected: row.connected === 1 });
+    for (const { sessionId, subscription } of this.#subscriptions("")) {
+      const session = sessions.get(sessionId);
+      if (session) yield { sessionId, ...session, subscription };
+    }
+  }
+
+  *#subscriptions(where: string, ...bindings: number[]): Generator<{ sessionId: number; subscription: Subscription }> {
+    const rows = this.#sql.exec<{ session: number; filter: string; options: number; subscription_id: number }>(
+      `SELECT session, filter, options, subscription_id FROM subscription ${where}`,
+      ...bindings,
+    );
+    for (const row of rows)
+      yield {
+        sessionId: row.session,
+        subscription: {
+          filter: row.filter,
+          qos: (row.options & 3) as QoS,
+          noLocal: (row.options & 4) !== 0,
+          retainAsPublished: (row.options & 8) !== 0,
+          retainHandling: (row.options >> 4) as 0 | 1 | 2,
+          subscriptionId: row.subscription_id,
+        },
+      };
+  }
+
+  // ---- messages ---------------------------------------------------------------------------------------------------
+
+  putDelivery(sessionId: number, seq: number, delivery: Delivery): void {
+    this.putStored(sessionId, { seq, delivery: writeDelivery(this.#writer, delivery) });
+  }
+
+  /** @returns the message's id. */
+  putStored(sessionId: number, { seq, delivery }: StoredDelivery): string {
+    const { message, shared } = readDelivery(delivery);
+    this.#sql.exec(
+      "INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?)",
+      sessionId,
+      seq,
+      messageBytes(message),
+      shared === undefined ? 0 : 1,
+      delivery,
+    );
+    return message.id;
+  }
+
+  loadDelivery(sessionId: number, seq: number): Delivery | undefined {
+    const row = this.#sql
+      .exec<{ delivery: ArrayBuffer }>("SELECT delivery FROM queue WHERE session = ? AND seq = ?", sessionId, seq)
+      .toArray()[0];
+    return row && readDelivery(new Uint8Array(row.delivery));
+  }
+
+  deleteDeliveries(sessionId: number, seqs: Iterable<number>): void {
+    for (const seq of seqs) this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq = ?", sessionId, seq);
+  }
+
+  deleteDeliveriesBelow(sessionId: number, seq: number): void {
+    this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq < ?", sessionId, seq);
+  }
+
+  /** One page of a session's messages by rising seq, at least one if there is any. */
+  page(sessionId: number, afterSeq: number, bytesMax: number): StoredDelivery[] {
+    const page: StoredDelivery[] = [];
+    let bytes = 0;
+    const rows = this.#sql.exec<{ seq: number; delivery: ArrayBuffer }>(
+      "SELECT seq, delivery FROM queue WHERE session = ? AND seq > ? ORDER BY seq",
+      sessionId,
+      afterSeq,
+    );
+    for (const row of rows) {
+      bytes += row.delivery.byteLength;
+      if (page.length > 0 && bytes > bytesMax) break;
+      page.push({ seq: row.seq, delivery: new Uint8Array(row.delivery) });
+    }
+    return page;
+  }
+}
+
+function* storedMessages(rows: Iterable<{ seq: number; bytes: number; shared: number }>): Generator<StoredMessage> {
+  for (const { seq, bytes, shared } of rows) yield { seq, bytes, shared: shared === 1 };
+}
+
+/** flags u8 (QoS, retain, shared), count u16 and subscription ids u32, the share key if any, the message. */
+function writeDelivery(writer: ByteWriter, { qos, retain, subscriptionIds, shared, message }: Delivery): Uint8Array {
+  writer.u8(qos | (retain ? 4 : 0) | (shared === undefined ? 0 : 8)).u16(subscriptionIds.length);
+  for (const id of subscriptionIds) writer.u32(id);
+  if (shared !== undefined) writer.string(shared);
+  writeMessage(writer, message);
+  return writer.take();
+}
+
+export function readDelivery(bytes: Uint8Array): Delivery {
+  const reader = new ByteReader(bytes);
+  const flags = reader.u8();
+  const subscriptionIds: number[] = [];
+  for (let count = reader.u16(); count > 0; count--) subscriptionIds.push(reader.u32());
+  const shared = (flags & 8) === 0 ? undefined : reader.string();
+  return { qos: (flags & 3) as QoS, retain: (flags & 4) !== 0, subscriptionIds, shared, message: readMessage(reader) };
+}
+
+function writeWill(writer: ByteWriter, will: Will): Uint8Array {
+  return writer
+    .u8(will.qos | (will.retain ? 4 : 0) | (will.messageExpiryInterval === undefined ? 0 : 8))
+    .u32(will.messageExpiryInterval ?? 0)
+    .u32(will.delaySeconds)
+    .string(will.topic)
+    .blob(will.properties)
+    .blob(will.payload)
+    .take();
+}
+
+function readWill(bytes: Uint8Array): Will {
+  const reader = new ByteReader(bytes);
+  const flags = reader.u8();
+  const expiry = reader.u32();
+  return {
+    qos: (flags & 3) as QoS,
+    retain: (flags & 4) !== 0,
+    messageExpiryInterval: (flags & 8) === 0 ? undefined : expiry,
+    delaySeconds: reader.u32(),
+    topic: reader.string(),
+    properties: reader.blob(),
+    payload: reader.blob(),
+  };
+}

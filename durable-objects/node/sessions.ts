@@ -1,0 +1,343 @@
+/**
+ * The sessions of a node: opened and claimed, moved, saved, ended.
+ *
+ * One client id, one session, in the whole cluster (G4). A connection first claims its client id at the core, which
+ * numbers the claims (`epoch`) and names the node that had it before; that node closes its connection and hands the
+ * session over. Of two claims the later one wins, whatever the order in which their messages arrive: a node that is
+ * asked for a session waits for its own older claim of it and refuses when its own is newer. So waiting only ever goes
+ * from newer claims to older ones, and cannot go round.
+ *
+ * Memory is a cache: a session is loaded when something happens to it. A durable session is written (checkpointed) at
+ * most `checkpointDelayMs` after a change, and at once where the protocol says so (`urgent`). A transient session has
+ * nothing to survive but sleep: it is written when it has been quiet from one look to the next.
+ */
+import type { RouteChange } from "../../cluster/subscription-table.ts";
+import type { OpenRequest } from "../../mqtt/channel.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
+import { Session } from "../../mqtt/session.ts";
+import { fenceRecord, releaseRecord, type Claim, type TakenOver } from "../rpc.ts";
+import type { Broker } from "./broker.ts";
+import type { Connection } from "./connection.ts";
+import { readDelivery, type StoredDelivery } from "./session-store.ts";
+
+/** A connection on its way to its session. */
+interface Opening {
+  readonly connection: Connection;
+  readonly claim: Promise<Claim>;
+  readonly done: Promise<void>;
+  superseded: boolean;
+}
+
+export class Sessions {
+  readonly #broker: Broker;
+  readonly #loaded = new Map<number, Session>();
+  readonly #idOf = new Map<string, number>();
+  readonly #openings = new Map<string, Opening>();
+  /** Changed sessions, and the revision at the last look. */
+  readonly #dirty = new Map<Session, number>();
+  readonly #urgent = new Set<Session>();
+  #saving: ReturnType<typeof setTimeout> | undefined;
+  #nextId = 0;
+
+  constructor(broker: Broker) {
+    this.#broker = broker;
+  }
+
+  byId(id: number): Session | undefined {
+    return this.#loaded.get(id) ?? this.#keep(this.#broker.store.loadById(id));
+  }
+
+  byClientId(clientId: string): Session | undefined {
+    const id = this.#idOf.get(clientId);
+    return id === undefined ? this.#keep(this.#broker.store.load(clientId)) : this.byId(id);
+  }
+
+  #keep(session: Session | undefined): Session | undefined {
+    if (!session) return undefined;
+    this.#loaded.set(session.id, session);
+    this.#idOf.set(session.clientId, session.id);
+    return session;
+  }
+
+  // ---- opening ----------------------------------------------------------------------------------------------------
+
+  async open(connection: Connection, request: OpenRequest): Promise<void> {
+    const { clientId } = request;
+    const before = this.#openings.get(clientId);
+    if (before) supersede(before);
+    const { promise: done, resolve } = Promise.withResolvers<void>();
+    const claim = (before?.done ?? Promise.resolve()).then(() => this.#broker.core.claim(clientId));
+    const opening: Opening = { connection, claim, done, superseded: false };
+    this.#openings.set(clientId, opening);
+    try {
+      await this.#open(opening, request);
+    } finally {
+      if (this.#openings.get(clientId) === opening) this.#openings.delete(clientId);
+      resolve();
+    }
+  }
+
+  async #open(opening: Opening, request: OpenRequest): Promise<void> {
+    const broker = this.#broker;
+    const { connection } = opening;
+    const { clientId } = request;
+    const { epoch, previous } = await opening.claim;
+    if (previous !== undefined && previous !== broker.name) {
+      const taken = await broker.host.nodeAt(previous).takeOver(clientId, epoch, !request.cleanStart);
+      if (taken.kind === "superseded") opening.superseded = true;
+      if (taken.kind === "session") await this.#adopt(clientId, epoch, previous, taken);
+    }
+    if (opening.superseded) return connection.fail(takenOver());
+    const existing = this.byClientId(clientId);
+    if (existing) this.#closeConnection(existing);
+    const session = this.#resumeOrCreate(request);
+    session.epoch = epoch;
+    if (connection.closed) {
+      // The client left while its session was sought: what there is stays, as after any lost connection.
+      if (session.detached) broker.store.save(session);
+      else this.end(session);
+      return;
+    }
+    const facts = connection.facts!;
+    const sessionPresent = session.detached;
+    broker.metrics.add("client.connected");
+    broker.metrics.add(sessionPresent ? "session.resumed" : "session.created");
+    session.username = facts.username;
+    session.expiryInterval = request.expiryInterval;
+    session.will = request.will;
+    session.attach(facts.receiveMaximum);
+    broker.bind(session, connection);
+    broker.changeRoutes(broker.table.setConnected(session.id, session.subscriptions.keys(), true));
+    broker.store.save(session);
+    broker.store.saveConnection(session.id, { facts, aliases: [] });
+    connection.channel.handleOpened(session, sessionPresent);
+    connection.perform();
+    connection.process(Date.now());
+  }
+
+  /** The session to go on with. One that was there before has been detached, and so has a deadline. */
+  #resumeOrCreate({ clientId, cleanStart }: OpenRequest): Session {
+    const existing = this.byClientId(clientId);
+    if (existing) {
+      const { will, ended } = existing.due(Date.now());
+      if (will) this.#broker.publishWill(clientId, will, Date.now());
+      if (!cleanStart && !ended) return existing; // [MQTT-3.1.2-5]
+      this.end(existing); // [MQTT-3.1.2-4]
+    }
+    return this.#create(clientId);
+  }
+
+  #create(clientId: string): Session {
+    this.#nextId = Math.max(this.#nextId, this.#broker.store.nextId());
+    return this.#keep(new Session(this.#nextId++, clientId))!;
+  }
+
+  /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
+  #closeConnection(session: Session): void {
+    const connection = this.#broker.connectionOf(session.id);
+    if (!connection) return;
+    this.#broker.metrics.add("session.takenover");
+    connection.fail(takenOver());
+  }
+
+  // ---- moving between nodes ---------------------------------------------------------------------------------------
+
+  /** This node had the client id; another one has claimed it. */
+  async takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
+    const opening = this.#openings.get(clientId);
+    if (opening) {
+      const own = await opening.claim.catch(() => undefined);
+      if (own && own.epoch > epoch) return { kind: "superseded" };
+      supersede(opening);
+      await opening.done;
+    }
+    const session = this.byClientId(clientId);
+    if (!session) return { kind: "none" };
+    if (session.epoch > epoch) return { kind: "superseded" };
+    this.#closeConnection(session);
+    // A transient session ended with its connection.
+    if (this.byClientId(clientId) !== session) return { kind: "none" };
+    const { will, ended } = session.due(Date.now());
+    if (will) this.#broker.publishWill(clientId, will, Date.now());
+    if (!resume || ended) {
+      this.end(session);
+      return { kind: "none" };
+    }
+    // The new connection comes before the will's delay is over. [MQTT-3.1.3-9]
+    session.will = undefined;
+    this.#save(session);
+    return {
+      kind: "session",
+      session: {
+        expiryInterval: session.expiryInterval,
+        subscriptions: [...session.subscriptions.values()],
+        checkpoint: session.checkpoint(),
+      },
+    };
+  }
+
+  takeOverMessages(clientId: string, epoch: number, afterSeq: number): StoredDelivery[] {
+    const session = this.byClientId(clientId);
+    if (!session || session.epoch > epoch) return [];
+    return this.#broker.store.page(session.id, afterSeq, limits.pageBytesMax);
+  }
+
+  takeOverDone(clientId: string, epoch: number): void {
+    const session = this.byClientId(clientId);
+    if (session && !session.connected && session.epoch < epoch) this.#forget(session);
+  }
+
+  /**
+   * Takes the session in, its routes first: what is published meanwhile comes here too, numbered behind all that the
+   * previous node can have, and what came to both is told by its message id.
+   */
+  async #adopt(
+    clientId: string,
+    epoch: number,
+    previous: string,
+    { session: moved }: Extract<TakenOver, { kind: "session" }>,
+  ): Promise<void> {
+    const broker = this.#broker;
+    const old = this.byClientId(clientId);
+    if (old) this.#forget(old);
+    const arrivalsFrom = moved.checkpoint.nextSeq + broker.settings.mqtt.max_mqueue_len * 1000;
+    const session = this.#create(clientId);
+    session.expiryInterval = moved.expiryInterval;
+    session.epoch = epoch;
+    session.detach(Date.now());
+    session.restore({ ...moved.checkpoint, nextSeq: arrivalsFrom }, []);
+    for (const subscription of moved.subscriptions) {
+      session.subscriptions.set(subscription.filter, subscription);
+      broker.changeRoutes([broker.table.add(session, subscription, false)]);
+    }
+    await this.#fence();
+    await broker.core.settled(previous);
+    const node = broker.host.nodeAt(previous);
+    const ids = new Set<string>();
+    let afterSeq = 0;
+    for (;;) {
+      const page = await node.takeOverMessages(clientId, epoch, afterSeq);
+      if (page.length === 0) break;
+      for (const stored of page) ids.add(broker.store.putStored(session.id, stored));
+      afterSeq = page.at(-1)!.seq;
+    }
+    for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
+      if (ids.has(readDelivery(delivery).message.id)) broker.store.deleteDeliveries(session.id, [seq]);
+    for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
+    this.#save(session);
+    this.#loaded.delete(session.id); // loaded anew, with all its messages
+    await node.takeOverDone(clientId, epoch);
+  }
+
+  #fence(): Promise<void> {
+    return new Promise((resolve) => this.#broker.core.outbox.add(fenceRecord(), () => resolve()));
+  }
+
+  // ---- the end of connections and sessions ------------------------------------------------------------------------
+
+  handleDisconnected(session: Session): void {
+    const now = Date.now();
+    session.detach(now);
+    this.#settle(session, now);
+  }
+
+  /** Disk says connected, but no socket is there: the node crashed or was deployed. */
+  handleLost(session: Session): void {
+    this.#keep(session);
+    session.detach(Date.now());
+    // Not in the constructor's turn: what follows may publish a will.
+    setImmediate(() => this.#settle(session, Date.now()));
+  }
+
+  /** What is due of a session without a connection. @returns when something is due next. */
+  #settle(session: Session, now: number): void {
+    const broker = this.#broker;
+    if (session.connected) return;
+    const { will, ended } = session.due(now);
+    if (will) broker.publishWill(session.clientId, will, now);
+    if (ended) return this.end(session);
+    const changes: RouteChange[] = broker.table.setConnected(session.id, session.subscriptions.keys(), false);
+    broker.changeRoutes(changes);
+    this.#save(session);
+    for (const at of [session.willAt, session.expiresAt])
+      if (at > 0 && at < Number.MAX_SAFE_INTEGER) broker.host.ringAt(at);
+  }
+
+  /** Settles what is due by now. @returns when the next is, in ms since the epoch, or Infinity. */
+  handleDue(now: number): number {
+    for (const id of this.#broker.store.dueAt(now)) {
+      const session = this.byId(id);
+      if (session) this.#settle(session, now);
+    }
+    return this.#broker.store.nextDue() ?? Infinity;
+  }
+
+  /** The session is over: its subscriptions, its messages, its claim. */
+  end(session: Session): void {
+    const broker = this.#broker;
+    const load = (seq: number) => broker.store.loadDelivery(session.id, seq);
+    if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
+    const left = [...session.redispatchable(load)];
+    this.#forget(session);
+    for (const { message, shared } of left) broker.publishOwn(message, shared!);
+    broker.core.outbox.add(releaseRecord(session.clientId, session.epoch), () => {});
+    broker.metrics.add("session.terminated");
+  }
+
+  #forget(session: Session): void {
+    const broker = this.#broker;
+    for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(session.id, filter)]);
+    broker.store.delete(session.id);
+    this.#loaded.delete(session.id);
+    if (this.#idOf.get(session.clientId) === session.id) this.#idOf.delete(session.clientId);
+    this.#dirty.delete(session);
+    this.#urgent.delete(session);
+  }
+
+  // ---- saving -----------------------------------------------------------------------------------------------------
+
+  touch(session: Session): void {
+    if (!session.dirty || this.#loaded.get(session.id) !== session) return;
+    if (!this.#dirty.has(session)) this.#dirty.set(session, -1);
+    if (session.urgent) this.#urgent.add(session);
+    this.saveSoon();
+  }
+
+  /** What must be on disk before anything else is sent. */
+  saveUrgent(): void {
+    for (const session of this.#urgent) this.#save(session);
+    this.#urgent.clear();
+  }
+
+  /** A timer while anything is unwritten: it also keeps the object from sleeping. */
+  saveSoon(): void {
+    this.#saving ??= setTimeout(() => {
+      this.#saving = undefined;
+      this.#broker.saveConnections();
+      for (const [session, revision] of this.#dirty) {
+        if (session.durable || session.revision === revision) this.#save(session);
+        else this.#dirty.set(session, session.revision);
+      }
+      if (this.#dirty.size > 0) this.saveSoon();
+    }, limits.checkpointDelayMs);
+  }
+
+  #save(session: Session): void {
+    const { store } = this.#broker;
+    for (const { seq, delivery } of session.unwritten()) store.putDelivery(session.id, seq, delivery);
+    store.deleteDeliveriesBelow(session.id, session.lowestSeq);
+    store.save(session);
+    this.#dirty.delete(session);
+    this.#urgent.delete(session);
+  }
+}
+
+function supersede(opening: Opening): void {
+  opening.superseded = true;
+  opening.connection.fail(takenOver());
+}
+
+function takenOver(): MqttError {
+  return new MqttError(ReasonCode.SessionTakenOver, "another connection has this client identifier"); // [MQTT-3.1.4-3]
+}

@@ -1,0 +1,153 @@
+/**
+ * Natural batching toward one destination object. What is added in one turn leaves as one batch; while batches are
+ * under way more gathers, so an idle broker sends one message at once and a busy one large batches, without a timer.
+ *
+ * Order: batches are called in order on one stub, and calls on one stub arrive in order (G2). After a failure nothing
+ * new is sent until all calls under way have settled; then the failed batches go again, first to last, on a new stub:
+ * a stub that threw stays dead. QoS 0 is not sent twice: it is dropped and counted.
+ *
+ * Bounds (G6): bytes waiting, bytes and number of batches, attempts.
+ */
+import { limits } from "../mqtt/limits.ts";
+import { joinRecords } from "./rpc.ts";
+
+/** What happened to a record: the answer's reason code, or `undefined` when it was given up. */
+export type Settled = (reasonCode: number | undefined) => void;
+
+interface Item {
+  readonly bytes: Uint8Array;
+  /** undefined: QoS 0, nobody waits. */
+  readonly settled: Settled | undefined;
+}
+
+interface Batch {
+  /** Its place in the order of sending. */
+  readonly number: number;
+  readonly items: readonly Item[];
+  readonly bytes: number;
+  attempts: number;
+}
+
+/** Sends one batch; resolves to one reason code a record, or to nothing when all is well. */
+export type SendBatch = (batch: Uint8Array) => Promise<Uint8Array | void>;
+
+export class Outbox {
+  /** Makes a fresh stub and gives its call. */
+  readonly #connect: () => SendBatch;
+  readonly #countDropped: (count: number) => void;
+  #send: SendBatch | undefined;
+  #waiting: Item[] = [];
+  #waitingBytes = 0;
+  #underWay = 0;
+  #nextNumber = 0;
+  #failed: Batch[] = [];
+  #scheduled = false;
+  #pausedUntilRetry = false;
+
+  constructor(connect: () => SendBatch, countDropped: (count: number) => void) {
+    this.#connect = connect;
+    this.#countDropped = countDropped;
+  }
+
+  /** Whether the bytes waiting are at their bound: time to refuse QoS 1 and 2. */
+  get full(): boolean {
+    return this.#waitingBytes >= limits.outboxBytesMax;
+  }
+
+  get idle(): boolean {
+    return this.#waiting.length === 0 && this.#underWay === 0 && this.#failed.length === 0;
+  }
+
+  /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
+  addUnacknowledged(bytes: Uint8Array): void {
+    if (this.full) this.#countDropped(1);
+    else this.#add({ bytes, settled: undefined });
+  }
+
+  add(bytes: Uint8Array, settled: Settled): void {
+    this.#add({ bytes, settled });
+  }
+
+  #add(item: Item): void {
+    this.#waiting.push(item);
+    this.#waitingBytes += item.bytes.length;
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#scheduled || this.#pausedUntilRetry) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      this.#flush();
+    });
+  }
+
+  #flush(): void {
+    if (this.#pausedUntilRetry) return;
+    while (this.#waiting.length > 0 && this.#underWay < limits.batchesInFlightMax) this.#start(this.#nextBatch());
+  }
+
+  #nextBatch(): Batch {
+    let count = 0;
+    let bytes = 0;
+    while (count < this.#waiting.length) {
+      const next = bytes + this.#waiting[count]!.bytes.length;
+      if (count > 0 && next > limits.batchBytesMax) break;
+      bytes = next;
+      count++;
+    }
+    this.#waitingBytes -= bytes;
+    return { number: this.#nextNumber++, items: this.#waiting.splice(0, count), bytes, attempts: 0 };
+  }
+
+  #start(batch: Batch): void {
+    this.#underWay++;
+    batch.attempts++;
+    this.#send ??= this.#connect();
+    const records = joinRecords(
+      batch.items.map((item) => item.bytes),
+      batch.bytes,
+    );
+    this.#send(records).then(
+      (codes) => this.#handleAnswer(batch, codes ?? undefined),
+      (error: unknown) => this.#handleFailure(batch, error),
+    );
+  }
+
+  #handleAnswer(batch: Batch, codes: Uint8Array | undefined): void {
+    this.#underWay--;
+    for (const [index, item] of batch.items.entries()) item.settled?.(codes?.[index] ?? 0);
+    this.#retryWhenSettled();
+    this.#schedule();
+  }
+
+  #handleFailure(batch: Batch, error: unknown): void {
+    this.#underWay--;
+    this.#pausedUntilRetry = true;
+    this.#send = undefined;
+    const kept = batch.items.filter((item) => item.settled !== undefined);
+    if (kept.length < batch.items.length) this.#countDropped(batch.items.length - kept.length);
+    if (batch.attempts >= limits.batchAttemptsMax) {
+      console.error(`a batch of ${batch.items.length} was given up after ${batch.attempts} attempts: ${String(error)}`);
+      for (const item of kept) item.settled?.(undefined);
+    } else if (kept.length > 0) {
+      const bytes = kept.reduce((sum, item) => sum + item.bytes.length, 0);
+      this.#failed.push({ number: batch.number, items: kept, bytes, attempts: batch.attempts });
+    }
+    this.#retryWhenSettled();
+  }
+
+  #retryWhenSettled(): void {
+    if (!this.#pausedUntilRetry || this.#underWay > 0) return;
+    const failed = this.#failed.sort((a, b) => a.number - b.number);
+    this.#failed = [];
+    const attempts = Math.max(0, ...failed.map((batch) => batch.attempts));
+    const delay = Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** attempts);
+    setTimeout(() => {
+      this.#pausedUntilRetry = false;
+      for (const batch of failed) this.#start(batch);
+      this.#flush();
+    }, delay);
+  }
+}

@@ -1,0 +1,226 @@
+/**
+ * The one contract between nodes and cores. Deploys overlap, so a change of what is on the wire is a new version: both
+ * sides refuse a batch of another one, and the sender tries again when the other side has been deployed too.
+ *
+ * A batch is one byte array: the version, then records of `kind u8, length u32, body`.
+ */
+import type { NodeName } from "../cluster/name.ts";
+import { ByteReader, ByteWriter } from "../mqtt/byte-buffer.ts";
+import { readMessage, writeMessage, type Message } from "../mqtt/message.ts";
+import type { StoredDelivery } from "./node/session-store.ts";
+import type { Checkpoint, Subscription } from "../mqtt/session.ts";
+
+export const rpcVersion = 1;
+
+/** What a core offers to nodes. */
+export interface CoordinatorRpc {
+  /**
+   * Takes a batch of node records, in order. Resolves when every QoS 1 and 2 message of it is with the nodes of its
+   * subscribers, on disk where a session is durable.
+   * @returns one reason code a record
+   */
+  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array>;
+  /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
+  claim(clientId: string, node: NodeName): Promise<Claim>;
+  /** Resolves when all that was routed to the node before this call has reached it. */
+  settled(node: NodeName): Promise<void>;
+  /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
+  retained(filter: string, after: string | undefined): Promise<RetainedPage>;
+}
+
+export interface Claim {
+  readonly epoch: number;
+  /** Who had the client id before; undefined: nobody. */
+  readonly previous: NodeName | undefined;
+}
+
+export interface RetainedPage {
+  /** Message records, one behind the other. */
+  readonly messages: Uint8Array;
+  /** The last topic looked at; undefined when there are no more. */
+  readonly next: string | undefined;
+}
+
+/** What a node offers to cores and to other nodes. */
+export interface NodeRpc {
+  /** Takes a batch of forwarded messages; resolves when what durable sessions get of it is on disk. */
+  forward(batch: Uint8Array): Promise<void>;
+  /**
+   * The client id was claimed by another node with this epoch: close its connection (0x8E) and hand the session over.
+   * `resume` false: the session ends here.
+   */
+  takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver>;
+  /** The rest of a session being handed over, by rising `seq`; asked for until it is empty. */
+  takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
+  /** The taker has it all: forget the session. */
+  takeOverDone(clientId: string, epoch: number): Promise<void>;
+  /** Numbers for $SYS, by their names there. */
+  stats(): Promise<NodeStats>;
+}
+
+export type TakenOver =
+  | { readonly kind: "none" }
+  /** A claim of this node's own is newer: the taker has lost the client id. */
+  | { readonly kind: "superseded" }
+  | { readonly kind: "session"; readonly session: MovedSession };
+
+export interface MovedSession {
+  /** Seconds. */
+  readonly expiryInterval: number;
+  readonly subscriptions: Subscription[];
+  readonly checkpoint: Checkpoint;
+}
+
+export interface NodeStats {
+  readonly startedAt: number;
+  readonly stats: { readonly [name: string]: number };
+  readonly metrics: { readonly [name: string]: number };
+}
+
+// ---- node -> core -----------------------------------------------------------------------------------------------------
+
+const kinds = { fence: 0, publish: 1, addRoute: 2, removeRoute: 3, release: 4 } as const;
+
+export type NodeRecord =
+  /** Answered when all before it has been handled. */
+  | { readonly kind: "fence" }
+  | {
+      readonly kind: "publish";
+      readonly message: Message;
+      /** The message's record as received, to be passed on as it is. */
+      readonly bytes: Uint8Array;
+      readonly delaySeconds: number;
+      /** Only to this `$share/group/filter`: a message that its first member did not acknowledge. */
+      readonly only: string;
+    }
+  /** `key` is a topic filter or `$share/group/filter`; `members` the connected members of a group. */
+  | { readonly kind: "addRoute"; readonly key: string; readonly members: number }
+  | { readonly kind: "removeRoute"; readonly key: string }
+  | { readonly kind: "release"; readonly clientId: string; readonly epoch: number };
+
+export function fenceRecord(): Uint8Array {
+  return record(kinds.fence, new Uint8Array());
+}
+
+export function publishRecord(
+  writer: ByteWriter,
+  { message, delaySeconds, only }: { message: Message; delaySeconds: number; only: string },
+): Uint8Array {
+  writer.u32(delaySeconds).string(only);
+  writeMessage(writer, message);
+  return record(kinds.publish, writer.take());
+}
+
+export function addRouteRecord(key: string, members: number): Uint8Array {
+  return record(kinds.addRoute, new ByteWriter().string(key).u32(members).take());
+}
+
+export function removeRouteRecord(key: string): Uint8Array {
+  return record(kinds.removeRoute, new ByteWriter().string(key).take());
+}
+
+export function releaseRecord(clientId: string, epoch: number): Uint8Array {
+  return record(kinds.release, new ByteWriter().string(clientId).u48(epoch).take());
+}
+
+export function* readNodeRecords(batch: Uint8Array): Generator<NodeRecord> {
+  for (const { kind, body } of readRecords(batch)) {
+    const reader = new ByteReader(body);
+    switch (kind) {
+      case kinds.fence:
+        yield { kind: "fence" };
+        break;
+      case kinds.publish: {
+        const delaySeconds = reader.u32();
+        const only = reader.string();
+        const bytes = body.subarray(reader.offset);
+        yield { kind: "publish", delaySeconds, only, bytes, message: readMessage(reader) };
+        break;
+      }
+      case kinds.addRoute:
+        yield { kind: "addRoute", key: reader.string(), members: reader.u32() };
+        break;
+      case kinds.removeRoute:
+        yield { kind: "removeRoute", key: reader.string() };
+        break;
+      case kinds.release:
+        yield { kind: "release", clientId: reader.string(), epoch: reader.u48() };
+        break;
+      default:
+        throw new Error(`a batch holds a record of unknown kind ${kind}`);
+    }
+  }
+}
+
+// ---- core -> node -----------------------------------------------------------------------------------------------------
+
+/** A route that a message matched: the node looks its subscribers up by it and matches nothing again. */
+export interface Matched {
+  /** A topic filter, or `$share/group/filter`. */
+  readonly key: string;
+  /** For a group, which of its members on the node; 0 otherwise. */
+  readonly ordinal: number;
+}
+
+export interface Forwarded {
+  readonly matched: readonly Matched[];
+  readonly message: Message;
+}
+
+const forwardKinds = { fence: 0, forward: 1 } as const;
+
+/** Says nothing; answered when all before it has been dispatched. */
+export function forwardFenceRecord(): Uint8Array {
+  return record(forwardKinds.fence, new Uint8Array());
+}
+
+/** @param bytes the message's record. */
+export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], bytes: Uint8Array): Uint8Array {
+  writer.u16(matched.length);
+  for (const { key, ordinal } of matched) writer.string(key).u32(ordinal);
+  return record(forwardKinds.forward, writer.raw(bytes).take());
+}
+
+export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
+  for (const { kind, body } of readRecords(batch)) {
+    if (kind === forwardKinds.fence) continue;
+    const reader = new ByteReader(body);
+    const matched: Matched[] = [];
+    for (let count = reader.u16(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
+    yield { matched, message: readMessage(reader) };
+  }
+}
+
+// ---- records ----------------------------------------------------------------------------------------------------------
+
+const recordHeaderBytes = 5;
+
+/** One batch of records, in order. */
+export function joinRecords(records: readonly Uint8Array[], bytes: number): Uint8Array {
+  const batch = new Uint8Array(1 + bytes);
+  batch[0] = rpcVersion;
+  let offset = 1;
+  for (const each of records) {
+    batch.set(each, offset);
+    offset += each.length;
+  }
+  return batch;
+}
+
+function record(kind: number, body: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(recordHeaderBytes + body.length);
+  bytes[0] = kind;
+  new DataView(bytes.buffer).setUint32(1, body.length);
+  bytes.set(body, recordHeaderBytes);
+  return bytes;
+}
+
+function* readRecords(batch: Uint8Array): Generator<{ kind: number; body: Uint8Array }> {
+  const reader = new ByteReader(batch);
+  const version = reader.u8();
+  if (version !== rpcVersion) throw new Error(`a batch of version ${version} came, ${rpcVersion} is spoken here`);
+  while (!reader.done) {
+    const kind = reader.u8();
+    yield { kind, body: reader.blob() };
+  }
+}

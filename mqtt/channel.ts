@@ -1,0 +1,532 @@
+/**
+ * The channel: the protocol state machine of one connection, for MQTT 3.1, 3.1.1 and 5.0 alike.
+ *
+ *   idle --CONNECT--> connecting --handleAuthenticated, handleOpened--> connected --> closed
+ *
+ * `handle*` takes what happened (a decoded packet, an answer of the cluster, an error) and leaves effects, which
+ * `takeEffects` hands to the connection that performs them in order. While `connecting` the connection holds bytes
+ * back, so no packet is handled before its CONNECT is answered.
+ *
+ * Acknowledgements leave in the order in which the publishes came [MQTT-4.6.0-2] [MQTT-4.6.0-3], whatever the order
+ * of the cluster's answers: `receipts` is that order.
+ *
+ * Pure: time, ids and settings are given.
+ */
+import type { Settings } from "../cluster/config.ts";
+import { authorize, type Rule } from "./authorization.ts";
+import type {
+  ClientPacket,
+  ConnectPacket,
+  DisconnectPacket,
+  ProtocolVersion,
+  ServerPacket,
+  SubscribePacket,
+  UnsubscribePacket,
+} from "./codec.ts";
+import { limits } from "./limits.ts";
+import type { Message, QoS } from "./message.ts";
+import type { Publish } from "./publish.ts";
+import { MqttError, ReasonCode } from "./reason-codes.ts";
+import { ConnectError, SilentError } from "./refusal.ts";
+import { expiryNever, type Receipt, type Session, type Subscription, type Will } from "./session.ts";
+import { checkTopicFilter, checkTopicName, hasWildcard, parseDelayed, parseShared } from "./topic.ts";
+
+/** What a channel is given by its surroundings. */
+export interface ChannelContext {
+  readonly settings: Settings["mqtt"];
+  readonly rules: readonly Rule[];
+  /** A new message id, unique in the cluster. */
+  readonly messageId: () => string;
+  /** A client id for a client that sent none, unique in the cluster. */
+  readonly assignClientId: () => string;
+}
+
+/** What CONNECT settled for the rest of the connection. */
+export interface ConnectionFacts {
+  readonly version: ProtocolVersion;
+  readonly clientId: string;
+  readonly username: string | undefined;
+  /** Seconds; 0 = none. */
+  readonly keepAlive: number;
+  readonly receiveMaximum: number;
+  /** Bytes; what is larger is not sent to this client. */
+  readonly maximumPacketSize: number;
+  readonly topicAliasMaximum: number;
+  readonly requestProblemInformation: boolean;
+}
+
+export interface OpenRequest {
+  readonly clientId: string;
+  readonly cleanStart: boolean;
+  readonly expiryInterval: number;
+  readonly will: Will | undefined;
+}
+
+export type Effect =
+  | { readonly kind: "send"; readonly packet: ServerPacket; readonly version: ProtocolVersion }
+  /** Close the socket when everything sent has left. */
+  | { readonly kind: "close" }
+  | { readonly kind: "authenticate"; readonly username: string | undefined; readonly password: Uint8Array | undefined }
+  | { readonly kind: "open"; readonly request: OpenRequest }
+  | {
+      readonly kind: "publish";
+      readonly message: Message;
+      readonly receipt: Receipt | undefined;
+      readonly delaySeconds: number;
+    }
+  | { readonly kind: "subscribe"; readonly packetId: number; readonly codes: number[]; readonly wanted: Wanted[] }
+  | { readonly kind: "unsubscribe"; readonly packetId: number; readonly filters: string[] }
+  /** The window may have opened: send what waits. */
+  | { readonly kind: "pump" }
+  | { readonly kind: "dropped"; readonly reason: "notAuthorized" };
+
+/** A granted subscription; `index` is its place among the codes of the SUBACK. */
+export interface Wanted {
+  readonly index: number;
+  readonly subscription: Subscription;
+  readonly isNew: boolean;
+}
+
+type State =
+  | { readonly name: "idle" }
+  | {
+      readonly name: "connecting";
+      readonly facts: ConnectionFacts;
+      readonly request: OpenRequest;
+      readonly assigned: boolean;
+    }
+  | { readonly name: "connected"; readonly facts: ConnectionFacts; readonly session: Session }
+  | { readonly name: "closed" };
+
+/** CONNACK return codes of MQTT 3.x for reason codes of 5.0; the others close without a CONNACK. */
+const returnCodes: { readonly [reasonCode: number]: number } = {
+  [ReasonCode.UnsupportedProtocolVersion]: 1,
+  [ReasonCode.ClientIdentifierNotValid]: 2,
+  [ReasonCode.ServerUnavailable]: 3,
+  [ReasonCode.ServerBusy]: 3,
+  [ReasonCode.BadUserNameOrPassword]: 4,
+  [ReasonCode.NotAuthorized]: 5,
+};
+
+export class Channel {
+  readonly #context: ChannelContext;
+  #state: State = { name: "idle" };
+  #effects: Effect[] = [];
+  #receipts: Receipt[] = [];
+  #aliases = new Map<number, string>();
+  #aliasBytes = 0;
+  /** The aliases have changed since they were last written. */
+  aliasesChanged = false;
+
+  constructor(context: ChannelContext) {
+    this.#context = context;
+  }
+
+  get stateName(): State["name"] {
+    return this.#state.name;
+  }
+
+  get facts(): ConnectionFacts | undefined {
+    return this.#state.name === "connecting" || this.#state.name === "connected" ? this.#state.facts : undefined;
+  }
+
+  get session(): Session | undefined {
+    return this.#state.name === "connected" ? this.#state.session : undefined;
+  }
+
+  get topicAliases(): ReadonlyMap<number, string> {
+    return this.#aliases;
+  }
+
+  takeEffects(): Effect[] {
+    const taken = this.#effects;
+    if (taken.length > 0) this.#effects = [];
+    return taken;
+  }
+
+  /** A connection that slept: its socket is open, its session is back from disk. */
+  restore(facts: ConnectionFacts, session: Session, aliases: Iterable<readonly [number, string]>): void {
+    this.#state = { name: "connected", facts, session };
+    for (const [alias, topic] of aliases) this.#setAlias(alias, topic);
+    this.aliasesChanged = false;
+  }
+
+  handlePacket(packet: ClientPacket, now: number): void {
+    const state = this.#state;
+    switch (state.name) {
+      case "idle":
+        // [MQTT-3.1.0-1]
+        if (packet.cmd !== "connect") throw new MqttError(ReasonCode.ProtocolError, "the first packet must be CONNECT");
+        return this.#handleConnect(packet);
+      case "connected":
+        return this.#handleConnectedPacket(packet, state.facts, state.session, now);
+      case "connecting":
+        throw new Error("a packet was handled before its CONNECT was answered");
+      case "closed":
+        return; // [MQTT-3.14.4-1]: what follows a DISCONNECT is discarded
+    }
+  }
+
+  /** The client broke the protocol, or the broker refuses it: say why where the version can, and close. */
+  handleError(error: MqttError): void {
+    const state = this.#state;
+    if (state.name === "closed") return;
+    if (!(error instanceof SilentError)) {
+      if (error instanceof ConnectError) this.#sendRefusal(error, error.connackVersion);
+      else if (state.name === "connecting") this.#sendRefusal(error, state.facts.version);
+      else if (state.name === "connected" && state.facts.version === 5) this.#sendDisconnect(error); // [MQTT-4.13.1-1]
+    }
+    this.#close();
+  }
+
+  /** The socket is gone, or is being closed from our side without a word to the client. */
+  handleClosed(): void {
+    this.#state = { name: "closed" };
+    this.#receipts = [];
+  }
+
+  // ---- CONNECT ----------------------------------------------------------------------------------------------------
+
+  #handleConnect(packet: ConnectPacket): void {
+    const { settings } = this.#context;
+    const version = packet.protocolVersion;
+    const properties = packet.properties ?? {};
+    const { clean } = packet;
+    const assigned = packet.clientId === "";
+    const facts: ConnectionFacts = {
+      version,
+      clientId: assigned ? this.#context.assignClientId() : packet.clientId,
+      username: packet.username,
+      keepAlive: (version === 5 ? settings.server_keepalive : undefined) ?? packet.keepalive, // [MQTT-3.1.2-21]
+      receiveMaximum: Math.min(properties.receiveMaximum ?? 65_535, settings.max_inflight),
+      maximumPacketSize: properties.maximumPacketSize ?? Number.MAX_SAFE_INTEGER,
+      topicAliasMaximum: properties.topicAliasMaximum ?? 0,
+      requestProblemInformation: properties.requestProblemInformation !== false,
+    };
+    const refuse = (reasonCode: ReasonCode, reason: string) =>
+      this.handleError(new ConnectError(reasonCode, reason, version));
+    if (assigned && (version === 3 || (version === 4 && !clean)))
+      return refuse(ReasonCode.ClientIdentifierNotValid, "a client identifier is needed"); // [MQTT-3.1.3-8]
+    if (properties.authenticationMethod !== undefined)
+      return refuse(ReasonCode.BadAuthenticationMethod, "no authentication method is known"); // [MQTT-4.12.0-1]
+    const will = packet.will && willOf(packet.will);
+    if (will) {
+      if (will.qos > settings.max_qos_allowed)
+        return refuse(ReasonCode.QoSNotSupported, `will QoS above ${settings.max_qos_allowed}`); // [MQTT-3.2.2-12]
+      if (will.retain && !settings.retain_available)
+        return refuse(ReasonCode.RetainNotSupported, "retained messages are off"); // [MQTT-3.2.2-13]
+      checkTopicName(will.topic, settings.max_topic_levels);
+    }
+    const expiryInterval =
+      version === 5
+        ? (properties.sessionExpiryInterval ?? 0)
+        : clean
+          ? 0
+          : Math.min(Math.floor(settings.session_expiry_interval / 1000), expiryNever);
+    const request: OpenRequest = { clientId: facts.clientId, cleanStart: clean, expiryInterval, will };
+    this.#state = { name: "connecting", facts, request, assigned };
+    this.#effects.push({ kind: "authenticate", username: packet.username, password: packet.password });
+  }
+
+  handleAuthenticated(reasonCode: ReasonCode): void {
+    if (this.#state.name !== "connecting") return;
+    const { facts, request } = this.#state;
+    if (reasonCode !== ReasonCode.Success)
+      return this.handleError(new MqttError(reasonCode, "the user name or password is not accepted"));
+    if (request.will && !this.#mayPublish(facts, request.will.topic))
+      return this.handleError(new MqttError(ReasonCode.NotAuthorized, "not authorized for the will's topic"));
+    this.#effects.push({ kind: "open", request });
+  }
+
+  /** The session is claimed and loaded: answer, then send what it holds. */
+  handleOpened(session: Session, sessionPresent: boolean): void {
+    if (this.#state.name !== "connecting") return;
+    const { facts, assigned } = this.#state;
+    this.#state = { name: "connected", facts, session };
+    this.#send(this.#connack(facts, session, sessionPresent, assigned));
+    this.#effects.push({ kind: "pump" });
+  }
+
+  #connack(facts: ConnectionFacts, session: Session, sessionPresent: boolean, assigned: boolean): ServerPacket {
+    const { settings } = this.#context;
+    if (facts.version !== 5)
+      // 3.1 has no session present flag
+      return { cmd: "connack", sessionPresent: facts.version === 4 && sessionPresent, returnCode: 0 };
+    return {
+      cmd: "connack",
+      sessionPresent, // [MQTT-3.2.2-2] [MQTT-3.2.2-3]
+      reasonCode: ReasonCode.Success,
+      properties: {
+        receiveMaximum: settings.max_inflight,
+        maximumPacketSize: settings.max_packet_size,
+        topicAliasMaximum: settings.max_topic_alias,
+        sessionExpiryInterval: session.expiryInterval,
+        ...(settings.max_qos_allowed < 2 ? { maximumQoS: settings.max_qos_allowed } : {}), // [MQTT-3.2.2-9]
+        ...(settings.retain_available ? {} : { retainAvailable: false }),
+        ...(settings.wildcard_subscription ? {} : { wildcardSubscriptionAvailable: false }),
+        ...(settings.shared_subscription ? {} : { sharedSubscriptionAvailable: false }),
+        ...(settings.server_keepalive === undefined ? {} : { serverKeepAlive: settings.server_keepalive }),
+        ...(assigned ? { assignedClientIdentifier: facts.clientId } : {}), // [MQTT-3.2.2-16]
+      },
+    };
+  }
+
+  #sendRefusal({ reasonCode, message }: MqttError, version: ProtocolVersion): void {
+    const sessionPresent = false; // [MQTT-3.2.2-6]
+    if (version === 5)
+      return this.#send({ cmd: "connack", sessionPresent, reasonCode, properties: { reasonString: message } }, version);
+    const returnCode = returnCodes[reasonCode];
+    if (returnCode !== undefined) this.#send({ cmd: "connack", sessionPresent, returnCode }, version);
+  }
+
+  #sendDisconnect({ reasonCode, message }: MqttError): void {
+    this.#send({ cmd: "disconnect", reasonCode, properties: { reasonString: message } });
+  }
+
+  // ---- connected --------------------------------------------------------------------------------------------------
+
+  #handleConnectedPacket(packet: ClientPacket, facts: ConnectionFacts, session: Session, now: number): void {
+    switch (packet.cmd) {
+      case "publish":
+        return this.#handlePublish(packet, facts, session, now);
+      case "puback":
+        if (session.handlePuback(packet.messageId)) this.#effects.push({ kind: "pump" });
+        return;
+      case "pubrec":
+        return this.#handlePubrec(session, packet.messageId, packet.reasonCode);
+      case "pubrel": {
+        const known = session.handlePubrel(packet.messageId);
+        const reasonCode = known ? ReasonCode.Success : ReasonCode.PacketIdentifierNotFound;
+        return this.#send({ cmd: "pubcomp", messageId: packet.messageId, reasonCode }); // [MQTT-4.3.3-11]
+      }
+      case "pubcomp":
+        if (session.handlePubcomp(packet.messageId)) this.#effects.push({ kind: "pump" });
+        return;
+      case "subscribe":
+        return this.#handleSubscribe(packet, facts, session);
+      case "unsubscribe":
+        return this.#handleUnsubscribe(packet);
+      case "pingreq":
+        return this.#send({ cmd: "pingresp" }); // [MQTT-3.12.4-1]
+      case "disconnect":
+        return this.#handleDisconnect(packet, session);
+      case "connect":
+        throw new MqttError(ReasonCode.ProtocolError, "a second CONNECT"); // [MQTT-3.1.0-2]
+      case "auth":
+        throw new MqttError(ReasonCode.ProtocolError, "AUTH without an authentication method"); // [MQTT-4.12.1-1]
+    }
+  }
+
+  #handlePublish(packet: Publish, facts: ConnectionFacts, session: Session, now: number): void {
+    const { settings } = this.#context;
+    if (packet.qos > settings.max_qos_allowed)
+      throw new MqttError(ReasonCode.QoSNotSupported, `QoS above ${settings.max_qos_allowed}`); // [MQTT-3.2.2-11]
+    if (packet.retain && !settings.retain_available)
+      throw new MqttError(ReasonCode.RetainNotSupported, "retained messages are off"); // [MQTT-3.2.2-14]
+    const named = this.#resolveAlias(packet);
+    checkTopicName(named, settings.max_topic_levels);
+    const delayed = parseDelayed(named);
+    const topic = delayed?.topic ?? named;
+    const receipt = this.#receiptFor(packet, facts, session);
+    if (receipt === "repeated") return;
+    if (!this.#mayPublish(facts, topic)) {
+      this.#effects.push({ kind: "dropped", reason: "notAuthorized" });
+      if (receipt) this.handleReceipt(receipt, session, ReasonCode.NotAuthorized);
+      return;
+    }
+    const { messageExpiryInterval } = packet;
+    const message: Message = {
+      id: this.#context.messageId(),
+      topic,
+      payload: packet.payload,
+      qos: packet.qos,
+      retain: packet.retain,
+      properties: packet.properties,
+      expiresAt: messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000,
+      from: facts.clientId,
+    };
+    this.#effects.push({ kind: "publish", message, receipt, delaySeconds: delayed?.delaySeconds ?? 0 });
+  }
+
+  /** The place of a QoS 1 or 2 publish among the acknowledgements; `repeated` when it must not be published again. */
+  #receiptFor(packet: Publish, facts: ConnectionFacts, session: Session): Receipt | "repeated" | undefined {
+    if (packet.qos === 0) return undefined;
+    const { settings } = this.#context;
+    const held = this.#receipts.length + session.awaitingRel;
+    const repeats = packet.qos === 2 && session.isAwaitingRel(packet.packetId);
+    if (facts.version === 5 && !repeats && held >= settings.max_inflight)
+      throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${settings.max_inflight} at once`); // [MQTT-3.3.4-7]
+    if (this.#receipts.length >= limits.publishesUnansweredMax)
+      throw new MqttError(ReasonCode.QuotaExceeded, "too many publishes unanswered");
+    if (packet.qos === 1) {
+      const receipt: Receipt = { packetId: packet.packetId, qos: 1, reasonCode: undefined };
+      this.#receipts.push(receipt);
+      return receipt;
+    }
+    const received = session.receive(packet.packetId, settings.max_awaiting_rel);
+    if (received === "full")
+      throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${settings.max_awaiting_rel} await PUBREL`);
+    if (!this.#receipts.includes(received.receipt)) this.#receipts.push(received.receipt);
+    if (received.isNew) return received.receipt;
+    this.#flushReceipts();
+    return "repeated";
+  }
+
+  /** The cluster, or a rule, has decided on a publish. Also for a receipt of an earlier connection of the session. */
+  handleReceipt(receipt: Receipt, session: Session, reasonCode: ReasonCode): void {
+    receipt.reasonCode = reasonCode;
+    session.handleReceived(receipt);
+    this.#flushReceipts();
+  }
+
+  #flushReceipts(): void {
+    const version = this.facts?.version;
+    let sent = 0;
+    for (const { packetId, qos, reasonCode } of this.#receipts) {
+      if (reasonCode === undefined) break;
+      // 3.x cannot say no: a refusal by rule is acknowledged [MQTT-3.3.5-2 of 3.1.1], a failure is not.
+      if (version !== 5 && reasonCode >= 0x80 && reasonCode !== ReasonCode.NotAuthorized)
+        return this.handleError(new MqttError(ReasonCode.ServerBusy, "the message could not be routed"));
+      this.#send({ cmd: qos === 1 ? "puback" : "pubrec", messageId: packetId, reasonCode });
+      sent++;
+    }
+    if (sent > 0) this.#receipts.splice(0, sent);
+  }
+
+  #handlePubrec(session: Session, packetId: number, reasonCode: number): void {
+    switch (session.handlePubrec(packetId, reasonCode)) {
+      case "pubrel":
+        return this.#send({ cmd: "pubrel", messageId: packetId, reasonCode: ReasonCode.Success });
+      case "refused":
+        this.#effects.push({ kind: "pump" });
+        return;
+      case "unknown":
+        return this.#send({ cmd: "pubrel", messageId: packetId, reasonCode: ReasonCode.PacketIdentifierNotFound });
+    }
+  }
+
+  #handleSubscribe(packet: SubscribePacket, facts: ConnectionFacts, session: Session): void {
+    if (packet.subscriptions.length > limits.filtersPerPacketMax)
+      throw new MqttError(ReasonCode.QuotaExceeded, `more than ${limits.filtersPerPacketMax} filters at once`);
+    const codes: number[] = [];
+    const wanted: Wanted[] = [];
+    let count = session.subscriptions.size;
+    for (const { topic: filter, qos, nl, rap, rh } of packet.subscriptions) {
+      const isNew = !session.subscriptions.has(filter);
+      const refusal = this.#refuseSubscription(filter, facts, isNew ? count : 0);
+      if (refusal !== undefined) {
+        codes.push(facts.version === 5 ? refusal : 0x80);
+        continue;
+      }
+      const granted = Math.min(qos, this.#context.settings.max_qos_allowed) as QoS;
+      const subscription: Subscription = {
+        filter,
+        qos: granted,
+        noLocal: nl === true,
+        retainAsPublished: rap === true,
+        retainHandling: (rh ?? 0) as 0 | 1 | 2,
+        subscriptionId: packet.properties?.subscriptionIdentifier ?? 0,
+      };
+      wanted.push({ index: codes.length, subscription, isNew });
+      codes.push(granted);
+      if (isNew) count++;
+    }
+    this.#effects.push({ kind: "subscribe", packetId: packet.messageId, codes, wanted });
+  }
+
+  #refuseSubscription(filter: string, facts: ConnectionFacts, count: number): ReasonCode | undefined {
+    const { settings, rules } = this.#context;
+    try {
+      checkTopicFilter(filter, settings.max_topic_levels);
+    } catch (error) {
+      if (error instanceof MqttError) return error.reasonCode;
+      throw error;
+    }
+    const { group, filter: bare } = parseShared(filter);
+    if (group !== undefined && !settings.shared_subscription) return ReasonCode.SharedSubscriptionsNotSupported;
+    if (hasWildcard(bare) && !settings.wildcard_subscription) return ReasonCode.WildcardSubscriptionsNotSupported;
+    if (!authorize(rules, facts, "subscribe", bare)) return ReasonCode.NotAuthorized;
+    if (count >= limits.subscriptionsPerSessionMax) return ReasonCode.QuotaExceeded;
+    return undefined;
+  }
+
+  /** The routes are known to the cluster (G3): now the client may be told. [MQTT-3.8.4-1] */
+  handleSubscribed(packetId: number, codes: number[]): void {
+    if (this.#state.name === "connected") this.#send({ cmd: "suback", messageId: packetId, granted: codes });
+  }
+
+  #handleUnsubscribe(packet: UnsubscribePacket): void {
+    if (packet.unsubscriptions.length > limits.filtersPerPacketMax)
+      throw new MqttError(ReasonCode.QuotaExceeded, `more than ${limits.filtersPerPacketMax} filters at once`);
+    this.#effects.push({ kind: "unsubscribe", packetId: packet.messageId, filters: packet.unsubscriptions });
+  }
+
+  handleUnsubscribed(packetId: number, codes: number[]): void {
+    if (this.#state.name === "connected") this.#send({ cmd: "unsuback", messageId: packetId, granted: codes });
+  }
+
+  #handleDisconnect(packet: DisconnectPacket, session: Session): void {
+    const expiry = packet.properties?.sessionExpiryInterval;
+    if (expiry !== undefined) {
+      if (session.expiryInterval === 0 && expiry !== 0)
+        throw new MqttError(ReasonCode.ProtocolError, "a session without expiry cannot get one now"); // [MQTT-3.14.2-2]
+      session.expiryInterval = expiry;
+    }
+    // [MQTT-3.14.4-3]; 0x04 asks for the will
+    if (packet.reasonCode === ReasonCode.Success) session.will = undefined;
+    session.changed();
+    this.#close();
+  }
+
+  // ---- shared -----------------------------------------------------------------------------------------------------
+
+  #mayPublish(who: ConnectionFacts, topic: string): boolean {
+    // Only the broker speaks under $SYS. [MQTT-4.7.2-1 advises servers to prevent it]
+    return !topic.startsWith("$SYS/") && authorize(this.#context.rules, who, "publish", topic);
+  }
+
+  #resolveAlias({ topic, topicAlias }: Publish): string {
+    if (topicAlias === 0) return topic;
+    if (topicAlias > this.#context.settings.max_topic_alias)
+      throw new MqttError(ReasonCode.TopicAliasInvalid, `topic alias above ${this.#context.settings.max_topic_alias}`); // [MQTT-3.3.2-9]
+    if (topic !== "") {
+      this.#setAlias(topicAlias, topic); // [MQTT-3.3.2-12]
+      return topic;
+    }
+    const known = this.#aliases.get(topicAlias);
+    if (known === undefined) throw new MqttError(ReasonCode.ProtocolError, `topic alias ${topicAlias} was never set`);
+    return known;
+  }
+
+  #setAlias(alias: number, topic: string): void {
+    const before = this.#aliases.get(alias);
+    if (before === topic) return;
+    this.#aliasBytes += topic.length + 8 - (before === undefined ? 0 : before.length + 8);
+    if (this.#aliasBytes > limits.topicAliasBytesMax)
+      throw new MqttError(ReasonCode.QuotaExceeded, `topic aliases above ${limits.topicAliasBytesMax} bytes`);
+    this.#aliases.set(alias, topic);
+    this.aliasesChanged = true;
+  }
+
+  #send(packet: ServerPacket, version = this.facts?.version): void {
+    if (version !== undefined) this.#effects.push({ kind: "send", packet, version });
+  }
+
+  #close(): void {
+    this.#state = { name: "closed" };
+    this.#receipts = [];
+    this.#effects.push({ kind: "close" });
+  }
+}
+
+function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>): Will {
+  return {
+    topic: will.topic,
+    payload: typeof will.payload === "string" ? new TextEncoder().encode(will.payload) : will.payload,
+    qos: will.qos ?? 0,
+    retain: will.retain === true,
+    properties: will.forwardedProperties,
+    messageExpiryInterval: properties.messageExpiryInterval,
+    delaySeconds: properties.willDelayInterval ?? 0,
+  };
+}

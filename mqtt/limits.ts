@@ -1,0 +1,45 @@
+/**
+ * Every bound that is not a setting (G6). Settings (cluster/config.ts) bound what an operator tunes; these bound what
+ * nobody should have to. What is dropped at a bound is counted in metrics and shown under $SYS.
+ */
+export const limits = {
+  /** Topic names that one client may hold behind topic aliases; more is answered with 0x97. */
+  topicAliasBytesMax: 65_536,
+  /** Aliases that the broker assigns towards one client, whatever more the client would take. */
+  topicAliasesOutMax: 16,
+  /** Bytes a client may send before its CONNECT is answered, on top of one packet. */
+  connectingBytesMax: 65_536,
+  /** An unfinished packet may stay unfinished this long; it also holds the object in memory. */
+  unfinishedPacketMs: 10_000,
+  /** Publishes of one connection that the cluster has not answered yet. */
+  publishesUnansweredMax: 10_000,
+  /** Messages waiting in one session's queue, beside `mqtt.max_mqueue_len`. */
+  mqueueBytesMax: 16_777_216,
+  /** Messages of one session held in memory; the rest of a durable queue waits on disk. */
+  mqueueLoadedMax: 64,
+  /** Subscriptions of one session; more is answered with 0x97. */
+  subscriptionsPerSessionMax: 10_000,
+  /** Filters in one SUBSCRIBE or UNSUBSCRIBE are bounded by the packet size; this bounds the work. */
+  filtersPerPacketMax: 1_000,
+  /** Delivered bytes gathered for one socket before a frame is sent without waiting for the turn's end. */
+  frameBytesMax: 65_536,
+  /** Bytes waiting for one destination object; beyond it QoS 0 is dropped and QoS 1 and 2 are refused with 0x97. */
+  outboxBytesMax: 33_554_432,
+  /** One batch between objects. */
+  batchBytesMax: 1_048_576,
+  /** Batches under way to one destination. */
+  batchesInFlightMax: 8,
+  /** Unwritten state waits this long for the disk at most. */
+  checkpointDelayMs: 500,
+  /** One page of retained messages, or of an exported session. */
+  pageBytesMax: 1_048_576,
+  /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */
+  batchAttemptsMax: 6,
+  /** Delay before a failed batch is sent again: doubles from the first to the last. */
+  retryFirstMs: 50,
+  retryLastMs: 3_000,
+  /** Delayed messages (`$delayed/...`) waiting in one cluster. */
+  delayedMessagesMax: 100_000,
+  /** Distinct publishers remembered by one share group for `round_robin`. */
+  roundRobinPublishersMax: 1_024,
+} as const;

@@ -1,0 +1,475 @@
+/**
+ * A session: what the broker knows of a client id beyond one connection. [MQTT-4.1.0-1]
+ *
+ *   deliver -> queue -> (window open) -> inflight -> PUBACK | PUBREC, PUBREL, PUBCOMP
+ *
+ * Outgoing QoS 1 and 2 messages get a sequence number when they come (`seq`) and a packet id when they are sent. The
+ * queue is ordered by `seq`, the inflight window by the order of sending; together they hold every message that the
+ * client has not acknowledged. A queue entry may hold only the number: its message then waits on disk and is loaded
+ * when its turn comes, so a long queue costs no memory.
+ *
+ * Nothing is resent but on a new connection [MQTT-4.4.0-1]: `attach` marks the window unsent and `nextToSend` yields
+ * it again, in order, within the Receive Maximum of the new connection [MQTT-4.4.0-2] [MQTT-3.3.4-9].
+ *
+ * Incoming QoS 2 goes receiving (the cluster has not answered yet) -> received (PUBREC may go out) -> forgotten by
+ * PUBREL. A packet id in either state is a retransmission and not published again [MQTT-4.3.3-10].
+ *
+ * Pure: `now` comes in as ms since the epoch, and what is to be written is asked for by `checkpoint`.
+ */
+import { isExpired, messageBytes, type Message, type QoS } from "./message.ts";
+import { limits } from "./limits.ts";
+
+/** A subscription as the client made it; `filter` still has its `$share/group/`. */
+export interface Subscription {
+  readonly filter: string;
+  readonly qos: QoS;
+  readonly noLocal: boolean;
+  readonly retainAsPublished: boolean;
+  readonly retainHandling: 0 | 1 | 2;
+  /** 0 = none. */
+  readonly subscriptionId: number;
+}
+
+/** One message for one session, as its subscriptions want it. */
+export interface Delivery {
+  readonly message: Message;
+  readonly qos: QoS;
+  readonly retain: boolean;
+  readonly subscriptionIds: readonly number[];
+  /** The `$share/group/filter` it came by: at the session's end it goes to another member. */
+  readonly shared: string | undefined;
+}
+
+export interface Will {
+  readonly topic: string;
+  readonly payload: Uint8Array;
+  readonly qos: QoS;
+  readonly retain: boolean;
+  readonly properties: Uint8Array;
+  readonly messageExpiryInterval: number | undefined;
+  readonly delaySeconds: number;
+}
+
+/** The interval that means never, in seconds. [MQTT-3.1.2.11.2] */
+export const expiryNever = 0xffff_ffff;
+
+interface Queued {
+  readonly seq: number;
+  readonly bytes: number;
+  readonly shared: boolean;
+  delivery: Delivery | undefined;
+  written: boolean;
+}
+
+interface Inflight {
+  readonly packetId: number;
+  readonly seq: number;
+  state: "publish" | "pubrel";
+  delivery: Delivery | undefined;
+  written: boolean;
+  sent: boolean;
+}
+
+/** What goes to the client next. */
+export type Outgoing =
+  | { readonly kind: "publish"; readonly packetId: number; readonly dup: boolean; readonly delivery: Delivery }
+  | { readonly kind: "pubrel"; readonly packetId: number };
+
+/** The acknowledgement owed for an incoming publish; shared by the connections on which the packet came. */
+export interface Receipt {
+  readonly packetId: number;
+  readonly qos: 1 | 2;
+  /** undefined until the cluster has answered. */
+  reasonCode: number | undefined;
+}
+
+/** A retained read that the session still has to make: it goes on page by page as the queue drains. */
+export interface RetainedRead {
+  readonly subscription: Subscription;
+  /** The last topic read; undefined at the start. */
+  readonly after: string | undefined;
+}
+
+/** What a restart needs, besides the messages themselves. */
+export interface Checkpoint {
+  readonly nextSeq: number;
+  /** Every message up to here was sent; of those only the ones in `inflight` are unacknowledged. */
+  readonly sentUpTo: number;
+  readonly nextPacketId: number;
+  readonly inflight: readonly (readonly [packetId: number, seq: number, state: "publish" | "pubrel"])[];
+  readonly received: readonly number[];
+  readonly retainedReads: readonly RetainedRead[];
+}
+
+export interface StoredMessage {
+  readonly seq: number;
+  readonly bytes: number;
+  readonly shared: boolean;
+}
+
+export class Session {
+  /** The node's own short name for it. */
+  readonly id: number;
+  readonly clientId: string;
+  /** The registry's number for this client's latest claim: a higher one wins. */
+  epoch = 0;
+  username: string | undefined;
+  connected = false;
+  /** Seconds after the connection ends; 0 = ends with it, `expiryNever` = never. */
+  expiryInterval = 0;
+  /** ms since the epoch; 0 = no such deadline. */
+  expiresAt = 0;
+  willAt = 0;
+  will: Will | undefined;
+  readonly subscriptions = new Map<string, Subscription>();
+  retainedReads: RetainedRead[] = [];
+  /** State has changed since the last checkpoint. */
+  dirty = false;
+  /** Rises with every change. */
+  revision = 0;
+  /** ... in a way that must be on disk before anything else is sent. */
+  urgent = false;
+
+  #nextSeq = 1;
+  #sentUpTo = 0;
+  #nextPacketId = 1;
+  readonly #queue: Queued[] = [];
+  #queueBytes = 0;
+  readonly #inflight = new Map<number, Inflight>();
+  #unacknowledged = 0;
+  #unsent = 0;
+  #window = 0;
+  readonly #receiving = new Map<number, Receipt>();
+  readonly #received = new Set<number>();
+
+  constructor(id: number, clientId: string) {
+    this.id = id;
+    this.clientId = clientId;
+  }
+
+  /** A session that outlives its connection: what it was promised is on disk. */
+  get durable(): boolean {
+    return this.expiryInterval > 0;
+  }
+
+  /** It was there before and waits for its client: a new session has no deadline yet. */
+  get detached(): boolean {
+    return this.expiresAt !== 0;
+  }
+
+  get queued(): number {
+    return this.#queue.length;
+  }
+
+  get inflightCount(): number {
+    return this.#inflight.size;
+  }
+
+  // ---- connection -------------------------------------------------------------------------------------------------
+
+  /** A connection takes the session up; its unacknowledged messages are to be sent again. */
+  attach(receiveMaximum: number): void {
+    this.connected = true;
+    this.expiresAt = 0;
+    this.willAt = 0;
+    this.#window = receiveMaximum;
+    this.#unacknowledged = 0;
+    this.#unsent = this.#inflight.size;
+    for (const entry of this.#inflight.values()) entry.sent = false;
+    this.changed();
+  }
+
+  /** The window after hibernation: what was sent on the connection that is still open is not sent again. */
+  reattach(receiveMaximum: number): void {
+    this.#window = receiveMaximum;
+    this.#unsent = 0;
+    for (const entry of this.#inflight.values()) entry.sent = true;
+    this.#unacknowledged = this.#inflight.size;
+  }
+
+  /**
+   * The connection is gone. What follows is due at `willAt` and `expiresAt`, which may be now: ask `due`.
+   * The will goes out at its delay or at the session's end, whichever comes first. [MQTT-3.1.3-9]
+   */
+  detach(now: number): void {
+    this.connected = false;
+    if (this.will) this.willAt = now + Math.min(this.will.delaySeconds, this.expiryInterval) * 1000;
+    this.expiresAt = this.expiryInterval === expiryNever ? Number.MAX_SAFE_INTEGER : now + this.expiryInterval * 1000;
+    this.changed();
+  }
+
+  /** What time has brought to a session without a connection; takes the will out. */
+  due(now: number): { will: Will | undefined; ended: boolean } {
+    const ended = !this.connected && this.expiresAt !== 0 && this.expiresAt <= now;
+    let will: Will | undefined;
+    if (this.will && this.willAt !== 0 && (ended || this.willAt <= now)) {
+      will = this.will;
+      this.will = undefined;
+      this.willAt = 0;
+      this.changed();
+    }
+    return { will, ended };
+  }
+
+  // ---- outgoing ---------------------------------------------------------------------------------------------------
+
+  /**
+   * Takes a QoS 1 or 2 message in. The oldest waiting message makes room when the queue is full.
+   * @returns its number, and the numbers of what was dropped for it.
+   */
+  enqueue(delivery: Delivery, queueLengthMax: number): { seq: number; dropped: number[] } {
+    const bytes = messageBytes(delivery.message);
+    const dropped: number[] = [];
+    while (
+      this.#queue.length > 0 &&
+      (this.#queue.length >= queueLengthMax || this.#queueBytes + bytes > limits.mqueueBytesMax)
+    ) {
+      const oldest = this.#queue.shift()!;
+      this.#queueBytes -= oldest.bytes;
+      dropped.push(oldest.seq);
+    }
+    const seq = this.#nextSeq++;
+    this.#queue.push({ seq, bytes, shared: delivery.shared !== undefined, delivery, written: false });
+    this.#queueBytes += bytes;
+    this.changed();
+    return { seq, dropped };
+  }
+
+  /** The message is on disk, so the queue may forget it until its turn when many wait before it. */
+  written(seq: number): void {
+    const entry =
+      this.#queue.at(-1)?.seq === seq ? this.#queue.at(-1)! : this.#queue.find((queued) => queued.seq === seq);
+    if (!entry) return;
+    entry.written = true;
+    if (this.#queue.length > limits.mqueueLoadedMax) entry.delivery = undefined;
+  }
+
+  /** What is held in memory alone, to be written before the object may sleep. */
+  *unwritten(): Generator<{ seq: number; delivery: Delivery }> {
+    for (const entry of this.#inflight.values())
+      if (!entry.written && entry.delivery && entry.state === "publish") {
+        entry.written = true;
+        yield { seq: entry.seq, delivery: entry.delivery };
+      }
+    for (const entry of this.#queue)
+      if (!entry.written && entry.delivery) {
+        entry.written = true;
+        yield { seq: entry.seq, delivery: entry.delivery };
+      }
+  }
+
+  /**
+   * The next thing to send while the window is open: first what a new connection must get again, then the queue.
+   * @param load reads a message from disk; undefined when it is no longer there.
+   */
+  nextToSend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
+    if (!this.connected) return undefined;
+    if (this.#unsent > 0) {
+      const again = this.#nextToResend(now, load);
+      if (again || this.#unsent > 0) return again;
+    }
+    while (this.#queue.length > 0 && this.#unacknowledged < this.#window) {
+      const entry = this.#queue.shift()!;
+      this.#queueBytes -= entry.bytes;
+      this.#sentUpTo = entry.seq;
+      this.changed();
+      const delivery = entry.delivery ?? load(entry.seq);
+      if (!delivery || isExpired(delivery.message, now)) continue; // [MQTT-3.3.2-5]
+      const packetId = this.#freePacketId();
+      this.#inflight.set(packetId, {
+        packetId,
+        seq: entry.seq,
+        state: "publish",
+        delivery,
+        written: entry.written,
+        sent: true,
+      });
+      this.#unacknowledged++;
+      if (delivery.qos === 2 && this.durable) this.urgent = true;
+      return { kind: "publish", packetId, dup: false, delivery };
+    }
+    return undefined;
+  }
+
+  /** @returns whether the packet id was waiting for a PUBACK. */
+  handlePuback(packetId: number): boolean {
+    const entry = this.#inflight.get(packetId);
+    if (entry?.state !== "publish" || entry.delivery?.qos === 2) return false;
+    this.#settle(entry);
+    return true;
+  }
+
+  /** @returns whether a PUBREL is to be sent with success; otherwise the packet id was not found. */
+  handlePubrec(packetId: number, reasonCode: number): "pubrel" | "refused" | "unknown" {
+    const entry = this.#inflight.get(packetId);
+    if (!entry || (entry.state === "publish" && entry.delivery?.qos === 1)) return "unknown";
+    if (reasonCode >= 0x80) {
+      this.#settle(entry);
+      return "refused";
+    }
+    if (entry.state === "publish") {
+      entry.state = "pubrel";
+      entry.delivery = undefined;
+      this.changed();
+      if (this.durable) this.urgent = true;
+    }
+    return "pubrel";
+  }
+
+  handlePubcomp(packetId: number): boolean {
+    const entry = this.#inflight.get(packetId);
+    if (entry?.state !== "pubrel") return false;
+    this.#settle(entry);
+    return true;
+  }
+
+  /** A message that this client cannot take counts as delivered. [MQTT-3.1.2-25] */
+  discard(packetId: number): void {
+    const entry = this.#inflight.get(packetId);
+    if (entry) this.#settle(entry);
+  }
+
+  // ---- incoming ---------------------------------------------------------------------------------------------------
+
+  /**
+   * An incoming QoS 2 packet id.
+   * @returns a fresh receipt with `isNew`, or the one that is already on its way; `full` at max_awaiting_rel.
+   */
+  receive(packetId: number, awaitingRelMax: number): { receipt: Receipt; isNew: boolean } | "full" {
+    const under = this.#receiving.get(packetId);
+    if (under) return { receipt: under, isNew: false };
+    if (this.#received.has(packetId)) return { receipt: { packetId, qos: 2, reasonCode: 0 }, isNew: false };
+    if (this.#receiving.size + this.#received.size >= awaitingRelMax) return "full";
+    const receipt: Receipt = { packetId, qos: 2, reasonCode: undefined };
+    this.#receiving.set(packetId, receipt);
+    return { receipt, isNew: true };
+  }
+
+  /** The cluster has answered: the id is held until PUBREL, or free again when the message was refused. */
+  handleReceived(receipt: Receipt): void {
+    if (receipt.qos !== 2 || this.#receiving.get(receipt.packetId) !== receipt) return;
+    this.#receiving.delete(receipt.packetId);
+    if (receipt.reasonCode! >= 0x80) return;
+    this.#received.add(receipt.packetId);
+    this.changed();
+    if (this.durable) this.urgent = true;
+  }
+
+  /** @returns whether the packet id was known. */
+  handlePubrel(packetId: number): boolean {
+    if (!this.#received.delete(packetId)) return false;
+    this.changed();
+    if (this.durable) this.urgent = true;
+    return true;
+  }
+
+  /** QoS 2 packet ids held for the client's PUBREL, for its Receive Maximum. */
+  get awaitingRel(): number {
+    return this.#received.size;
+  }
+
+  isAwaitingRel(packetId: number): boolean {
+    return this.#received.has(packetId);
+  }
+
+  // ---- disk and moves ---------------------------------------------------------------------------------------------
+
+  checkpoint(): Checkpoint {
+    return {
+      nextSeq: this.#nextSeq,
+      sentUpTo: this.#sentUpTo,
+      nextPacketId: this.#nextPacketId,
+      inflight: [...this.#inflight.values()].map((entry) => [entry.packetId, entry.seq, entry.state]),
+      received: [...this.#received],
+      retainedReads: this.retainedReads,
+    };
+  }
+
+  /** The numbers below which nothing on disk is needed any more. */
+  get lowestSeq(): number {
+    let lowest = this.#queue[0]?.seq ?? this.#nextSeq;
+    for (const entry of this.#inflight.values()) lowest = Math.min(lowest, entry.seq);
+    return lowest;
+  }
+
+  /** @param stored the messages on disk, by rising `seq`. */
+  restore(checkpoint: Checkpoint, stored: Iterable<StoredMessage>): void {
+    this.#nextSeq = checkpoint.nextSeq;
+    this.#sentUpTo = checkpoint.sentUpTo;
+    this.#nextPacketId = checkpoint.nextPacketId;
+    this.retainedReads = [...checkpoint.retainedReads];
+    for (const packetId of checkpoint.received) this.#received.add(packetId);
+    for (const [packetId, seq, state] of checkpoint.inflight)
+      this.#inflight.set(packetId, {
+        packetId,
+        seq,
+        state,
+        delivery: undefined,
+        written: true,
+        sent: false,
+      });
+    for (const { seq, bytes, shared } of stored) {
+      this.#nextSeq = Math.max(this.#nextSeq, seq + 1);
+      if (seq <= this.#sentUpTo) continue;
+      this.#queue.push({ seq, bytes, shared, delivery: undefined, written: true });
+      this.#queueBytes += bytes;
+    }
+  }
+
+  /** Loads the messages of the window, which acknowledgements of both QoS need to tell apart. */
+  loadInflight(load: (seq: number) => Delivery | undefined): void {
+    for (const entry of this.#inflight.values()) if (entry.state === "publish") entry.delivery ??= load(entry.seq);
+  }
+
+  /**
+   * Messages of shared subscriptions that another member may get when this session ends: those never sent, and QoS 1
+   * unacknowledged. A QoS 2 message once sent stays with its member. [MQTT-4.8.2-5]
+   */
+  *redispatchable(load: (seq: number) => Delivery | undefined): Generator<Delivery> {
+    for (const entry of this.#inflight.values())
+      if (entry.delivery?.shared !== undefined && entry.delivery.qos === 1) yield entry.delivery;
+    for (const entry of this.#queue) {
+      if (!entry.shared) continue;
+      const delivery = entry.delivery ?? load(entry.seq);
+      if (delivery) yield delivery;
+    }
+  }
+
+  changed(): void {
+    this.dirty = true;
+    this.revision++;
+  }
+
+  #nextToResend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
+    for (const entry of this.#inflight.values()) {
+      if (entry.sent) continue;
+      if (this.#unacknowledged >= this.#window) return undefined;
+      entry.sent = true;
+      this.#unsent--;
+      this.#unacknowledged++;
+      if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };
+      entry.delivery ??= load(entry.seq);
+      // It may have expired meanwhile; a QoS 2 exchange that the client may know of is still completed.
+      const { delivery } = entry;
+      if (delivery && (delivery.qos === 2 || !isExpired(delivery.message, now)))
+        return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
+      this.#settle(entry);
+    }
+    return undefined;
+  }
+
+  #settle(entry: Inflight): void {
+    this.#inflight.delete(entry.packetId);
+    if (entry.sent) this.#unacknowledged--;
+    else this.#unsent--;
+    this.changed();
+  }
+
+  /** The next packet id not in use; the window is far smaller than the ids. [MQTT-2.2.1-4] */
+  #freePacketId(): number {
+    while (this.#inflight.has(this.#nextPacketId)) this.#nextPacketId = (this.#nextPacketId % 65_535) + 1;
+    const packetId = this.#nextPacketId;
+    this.#nextPacketId = (packetId % 65_535) + 1;
+    return packetId;
+  }
+}
