@@ -25,8 +25,8 @@ export interface BrokerOptions {
   readonly port: number;
   /** The environment of workerd; its TRELLIS_ variables become bindings. */
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** Where workerd's stdout and stderr go. */
-  readonly output: "inherit" | "pipe";
+  /** Where workerd's stdout and stderr go: to this process's own, or chunk by chunk to a function. */
+  readonly output: "inherit" | ((chunk: Buffer) => void);
 }
 
 /** How workerd ended. */
@@ -89,11 +89,16 @@ export async function startWorkerd(options: BrokerOptions): Promise<RunningBroke
     await writeFile(dataDir.config, config);
 
     const command = [workerdPath, "serve", "--control-fd=3", dataDir.config];
+    const stdio = options.output === "inherit" ? "inherit" : "pipe";
     const workerd = spawn("sh", ["-c", `${raiseDescriptors}; exec "$@"`, "sh", ...command], {
-      stdio: ["ignore", options.output, options.output, "pipe"],
+      stdio: ["ignore", stdio, stdio, "pipe"],
       env: { ...env },
       detached: true,
     });
+    if (options.output !== "inherit") {
+      workerd.stdout?.on("data", options.output);
+      workerd.stderr?.on("data", options.output);
+    }
     await new Promise((resolve, reject) => workerd.once("spawn", resolve).once("error", reject));
     const pid = workerd.pid ?? 0;
     dataDir.remember(pid);

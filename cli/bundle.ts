@@ -3,8 +3,8 @@
 
 import { execFile } from "node:child_process";
 import { readdir, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { dirname, join, relative } from "node:path";
-import { fileURLToPath } from "node:url";
 
 import type { WorkerDefinition } from "./workerd-config.ts";
 
@@ -63,7 +63,7 @@ async function readConfig(): Promise<Omit<WorkerDefinition, "modules">> {
 }
 
 function build(directory: string, signal: AbortSignal | undefined): Promise<void> {
-  const wrangler = join(dirname(fileURLToPath(import.meta.resolve("wrangler"))), "..", "bin", "wrangler.js");
+  const wrangler = join(dirname(createRequire(import.meta.url).resolve("wrangler")), "..", "bin", "wrangler.js");
   const args = [wrangler, "deploy", "--dry-run", "--outdir", directory];
   return new Promise((resolve, reject) => {
     execFile(process.execPath, args, { cwd: root, signal }, (error, stdout, stderr) => {

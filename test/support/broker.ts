@@ -1,0 +1,92 @@
+// A real broker for the end-to-end tests: `workerd serve`, started as `npm start` starts it, on a port and a data
+// directory of its own.
+//
+//   const broker = await startBroker({ env: { TRELLIS_MQTT__MAX_INFLIGHT: "2" } });
+//   mqtt.connect(broker.urlOf("node-1@local.emqxcl"));
+//   await broker.kill();      // as a crash would
+//   await broker.restart();   // same port, same data
+//   await broker.stop();
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { inject } from "vitest";
+
+import { startWorkerd } from "../../cli/broker.ts";
+import type { RunningBroker } from "../../cli/broker.ts";
+
+export interface StartOptions {
+  /** Settings: TRELLIS_ variables. */
+  readonly env?: Readonly<Record<string, string>>;
+  /** Kept by `stop` if given; otherwise a temporary one, which `stop` deletes. */
+  readonly dataDir?: string;
+  /** A free one if not given. */
+  readonly port?: number;
+}
+
+export interface Broker {
+  /** `ws://127.0.0.1:<port>/mqtt`: the node that placement chooses. */
+  readonly url: string;
+  readonly port: number;
+  readonly dataDir: string;
+  /** The address of one node. */
+  urlOf(node: string): string;
+  /** All that workerd has written so far, over restarts. */
+  output(): string;
+  /** SIGKILL to workerd itself; resolves when it is gone. */
+  kill(): Promise<void>;
+  /** Starts workerd again on the same port and data, after ending it if it runs; `env` replaces the settings. */
+  restart(env?: Readonly<Record<string, string>>): Promise<void>;
+  /** Ends workerd and deletes a temporary data directory. */
+  stop(): Promise<void>;
+}
+
+/** Starts a broker and resolves when it answers. Rejects with workerd's output if it does not come up. */
+export async function startBroker(options: StartOptions = {}): Promise<Broker> {
+  const bundle = inject("bundle");
+  const dataDir = options.dataDir ?? (await mkdtemp(join(tmpdir(), "trellis-data-")));
+  let { env = {}, port = 0 } = options;
+  let output = "";
+  const collect = (chunk: unknown): void => {
+    output += String(chunk);
+  };
+  const start = async (): Promise<RunningBroker> => {
+    const { PATH, TMPDIR } = process.env;
+    const started = startWorkerd({
+      bundle,
+      dataDir,
+      host: "127.0.0.1",
+      port,
+      // Settings of the developer's own shell stay out of the tests.
+      env: { PATH, TMPDIR, ...env },
+      output: collect,
+    });
+    return started.catch((error: unknown) => {
+      throw new Error(`The broker did not start:\n${output}`, { cause: error });
+    });
+  };
+
+  let running = await start();
+  port = running.port;
+  const kill = async (): Promise<void> => {
+    running.process.kill("SIGKILL");
+    await running.ended;
+  };
+  return {
+    url: running.url,
+    port,
+    dataDir,
+    urlOf: (node) => `${running.url}?node=${encodeURIComponent(node)}`,
+    output: () => output,
+    kill,
+    async restart(changed = env) {
+      await kill();
+      env = changed;
+      running = await start();
+    },
+    async stop() {
+      await kill();
+      if (options.dataDir === undefined) await rm(dataDir, { recursive: true, force: true });
+    },
+  };
+}
