@@ -108,6 +108,19 @@ const returnCodes: { readonly [reasonCode: number]: number } = {
   [ReasonCode.NotAuthorized]: 5,
 };
 
+/** Codes that leave open what the client should change: a Reason String says it. Of the others the log tells more. */
+const explained: ReadonlySet<ReasonCode> = new Set([
+  ReasonCode.UnspecifiedError,
+  ReasonCode.BadUserNameOrPassword,
+  ReasonCode.NotAuthorized,
+  ReasonCode.ServerUnavailable,
+  ReasonCode.ServerBusy,
+  ReasonCode.BadAuthenticationMethod,
+  ReasonCode.KeepAliveTimeout,
+  ReasonCode.SessionTakenOver,
+  ReasonCode.QuotaExceeded,
+]);
+
 export class Channel {
   readonly #context: ChannelContext;
   #state: State = { name: "idle" };
@@ -274,13 +287,16 @@ export class Channel {
   #sendRefusal({ reasonCode, message }: MqttError, version: ProtocolVersion): void {
     const sessionPresent = false; // [MQTT-3.2.2-6]
     if (version === 5)
-      return this.#send({ cmd: "connack", sessionPresent, reasonCode, properties: { reasonString: message } }, version);
+      return this.#send(
+        { cmd: "connack", sessionPresent, reasonCode, properties: explanation(reasonCode, message) },
+        version,
+      );
     const returnCode = returnCodes[reasonCode];
     if (returnCode !== undefined) this.#send({ cmd: "connack", sessionPresent, returnCode }, version);
   }
 
   #sendDisconnect({ reasonCode, message }: MqttError): void {
-    this.#send({ cmd: "disconnect", reasonCode, properties: { reasonString: message } });
+    this.#send({ cmd: "disconnect", reasonCode, properties: explanation(reasonCode, message) });
   }
 
   // ---- connected --------------------------------------------------------------------------------------------------
@@ -529,4 +545,8 @@ function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>
     messageExpiryInterval: properties.messageExpiryInterval,
     delaySeconds: properties.willDelayInterval ?? 0,
   };
+}
+
+function explanation(reasonCode: ReasonCode, reason: string): { reasonString?: string } {
+  return explained.has(reasonCode) ? { reasonString: reason } : {};
 }

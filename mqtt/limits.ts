@@ -33,6 +33,8 @@ export const limits = {
   checkpointDelayMs: 500,
   /** One page of retained messages, or of an exported session. */
   pageBytesMax: 1_048_576,
+  /** Messages in one page. */
+  pageMessagesMax: 500,
   /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */
   batchAttemptsMax: 6,
   /** Delay before a failed batch is sent again: doubles from the first to the last. */

@@ -1,0 +1,38 @@
+/**
+ * The one alarm of an object. Whoever has a deadline makes sure that the alarm rings by then; when it rings, all look
+ * at what is due and say when it must ring next. So it may ring early or twice, and never late.
+ */
+export class Alarm {
+  readonly #storage: DurableObjectStorage;
+  /** ms since the epoch; undefined: not known since the object woke, 0 = none is set. */
+  #at: number | undefined;
+
+  constructor(storage: DurableObjectStorage) {
+    this.#storage = storage;
+  }
+
+  /** Rings at this time, in ms since the epoch, or before. Each call that moves it writes a row. */
+  ringAt(at: number): void {
+    if (this.#at !== undefined && this.#at !== 0 && this.#at <= at) return;
+    if (this.#at === undefined) {
+      this.#at = at;
+      void this.#setUnlessEarlier(at);
+      return;
+    }
+    this.#at = at;
+    void this.#storage.setAlarm(at);
+  }
+
+  /** It has rung: none is set any more. */
+  rang(): void {
+    this.#at = 0;
+  }
+
+  /** After sleep the alarm set before it may be earlier. */
+  async #setUnlessEarlier(at: number): Promise<void> {
+    const set = await this.#storage.getAlarm();
+    const wanted = Math.min(at, this.#at ?? at);
+    if (set !== null && set <= wanted) this.#at = set;
+    else await this.#storage.setAlarm(wanted);
+  }
+}

@@ -1,0 +1,45 @@
+import { DurableObject } from "cloudflare:workers";
+import { readSettings } from "../../cluster/config.ts";
+import { parseNodeName, type NodeName } from "../../cluster/name.ts";
+import { Alarm } from "../alarm.ts";
+import type { Claim, CoordinatorRpc, NodeRpc, RetainedPage } from "../rpc.ts";
+import { Core } from "./core.ts";
+
+/** A core of the cluster, named `name@host`: alarm, storage and RPC for the Core that decides. */
+export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
+  readonly #core: Core;
+  readonly #alarm: Alarm;
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    const name = ctx.id.name ?? "";
+    parseNodeName(name);
+    this.#alarm = new Alarm(ctx.storage);
+    this.#core = new Core(name, readSettings(env), {
+      sql: ctx.storage.sql,
+      nodeAt: (node: NodeName) => env.NODE.getByName(node) as unknown as NodeRpc,
+      ringAt: (at) => this.#alarm.ringAt(at),
+    });
+  }
+
+  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array> {
+    return this.#core.route(node, batch);
+  }
+
+  async claim(clientId: string, node: NodeName): Promise<Claim> {
+    return this.#core.claim(clientId, node);
+  }
+
+  settled(node: NodeName): Promise<void> {
+    return this.#core.settled(node);
+  }
+
+  async retained(filter: string, after: string | undefined): Promise<RetainedPage> {
+    return this.#core.retained(filter, after);
+  }
+
+  override async alarm(): Promise<void> {
+    this.#alarm.rang();
+    await this.#core.handleAlarm(Date.now());
+  }
+}

@@ -1,0 +1,273 @@
+/**
+ * What a core does: it knows the routes of all nodes, and passes every message on to the nodes that have subscribers.
+ *
+ *   route    a batch of a node is taken record by record, in order, before anything is awaited (G2):
+ *            a route change goes to the table and to disk, a message is matched once
+ *   forward  each node with a match gets the message, with the filters that matched, in its outbox
+ *
+ * The answer to a node waits for its QoS 1 and 2 messages to be with the nodes of their subscribers, and for nothing
+ * else. The table is in memory and rebuilt from disk when the object wakes.
+ */
+import type { Settings } from "../../cluster/config.ts";
+import type { NodeName } from "../../cluster/name.ts";
+import { RouteTable } from "../../cluster/routes.ts";
+import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
+import { ReasonCode } from "../../mqtt/reason-codes.ts";
+import { parseShared } from "../../mqtt/topic.ts";
+import { Metrics } from "../metrics.ts";
+import { Outbox } from "../outbox.ts";
+import {
+  forwardFenceRecord,
+  forwardRecord,
+  readNodeRecords,
+  type Claim,
+  type Matched,
+  type NodeRecord,
+  type NodeRpc,
+  type RetainedPage,
+} from "../rpc.ts";
+import { CoreStore } from "./core-store.ts";
+import { SysTopics } from "./sys-topics.ts";
+
+/** What the Durable Object gives. */
+export interface CoreHost {
+  readonly sql: SqlStorage;
+  readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Makes sure that the alarm rings at this time or before. */
+  readonly ringAt: (at: number) => void;
+}
+
+type PublishRecord = Extract<NodeRecord, { kind: "publish" }>;
+
+/** The answer to one batch: one code a record, complete when nothing is awaited any more. */
+class Answer {
+  readonly codes: number[] = [];
+  readonly #settled = Promise.withResolvers<void>();
+  #awaited = 1;
+
+  await(): void {
+    this.#awaited++;
+  }
+
+  settle(): void {
+    if (--this.#awaited === 0) this.#settled.resolve();
+  }
+
+  async whenComplete(): Promise<Uint8Array> {
+    this.settle();
+    await this.#settled.promise;
+    return Uint8Array.from(this.codes);
+  }
+}
+
+export class Core {
+  readonly name: NodeName;
+  readonly settings: Settings;
+  readonly store: CoreStore;
+  readonly routes = new RouteTable();
+  readonly metrics = new Metrics();
+  readonly host: CoreHost;
+  readonly startedAt = Date.now();
+  readonly #members: Set<NodeName>;
+  readonly #outboxes = new Map<NodeName, Outbox>();
+  readonly #writer = new ByteWriter();
+  readonly #sys: SysTopics;
+  #lastEpoch = 0;
+
+  constructor(name: NodeName, settings: Settings, host: CoreHost) {
+    this.name = name;
+    this.settings = settings;
+    this.host = host;
+    this.store = new CoreStore(host.sql);
+    this.#members = new Set(this.store.members());
+    for (const { node, key, members } of this.store.routes()) this.#addRoute(node, key, members);
+    this.#sys = new SysTopics(this);
+    const due = this.store.nextDelayed();
+    if (due !== undefined) host.ringAt(due);
+  }
+
+  /** The nodes of the cluster, in the order in which they joined. */
+  get members(): ReadonlySet<NodeName> {
+    return this.#members;
+  }
+
+  /** A node joins with the first thing it says. */
+  #join(node: NodeName): void {
+    if (this.#members.has(node)) return;
+    this.#members.add(node);
+    this.store.addMember(node, Date.now());
+    console.log(JSON.stringify({ event: "node_joined", node, cluster: this.settings.cluster.name }));
+  }
+
+  // ---- route ------------------------------------------------------------------------------------------------------
+
+  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array> {
+    this.#join(node);
+    const answer = new Answer();
+    for (const record of readNodeRecords(batch)) {
+      const index = answer.codes.push(ReasonCode.Success) - 1;
+      switch (record.kind) {
+        case "fence":
+          break;
+        case "addRoute":
+          this.#addRoute(node, record.key, record.members);
+          this.store.putRoute(node, record.key, record.members);
+          if (this.routes.hasFilterUnder("$SYS/")) this.#sys.publishSoon();
+          break;
+        case "removeRoute":
+          this.#removeRoute(node, record.key);
+          this.store.deleteRoute(node, record.key);
+          break;
+        case "release":
+          this.store.release(record.clientId, record.epoch);
+          break;
+        case "publish":
+          this.#publish(node, record, answer, index);
+          break;
+      }
+    }
+    return answer.whenComplete();
+  }
+
+  #publish(node: NodeName, record: PublishRecord, answer: Answer, index: number): void {
+    const { message, bytes, delaySeconds, only } = record;
+    this.metrics.add("messages.publish");
+    if (delaySeconds > 0) {
+      answer.codes[index] = this.#delay(bytes, delaySeconds);
+      return;
+    }
+    if (message.retain && only === "") this.store.retain(message, bytes); // [MQTT-3.3.1-5] [MQTT-3.3.1-6]
+    const targets = this.#match(node, message, only);
+    if (targets.size === 0) {
+      this.metrics.add("messages.dropped");
+      answer.codes[index] = ReasonCode.NoMatchingSubscribers;
+    }
+    for (const [target, matched] of targets) {
+      const outbox = this.#outboxTo(target);
+      if (message.qos === 0) outbox.addUnacknowledged(forwardRecord(this.#writer, matched, bytes));
+      else if (outbox.full) answer.codes[index] = ReasonCode.QuotaExceeded;
+      else {
+        answer.await();
+        outbox.add(forwardRecord(this.#writer, matched, bytes), (reasonCode) => {
+          if (reasonCode === undefined) answer.codes[index] = ReasonCode.UnspecifiedError;
+          answer.settle();
+        });
+      }
+    }
+  }
+
+  /** A message of the core's own, at QoS 0: `$SYS`, or one whose delay is over. */
+  publishOwn(message: Message): void {
+    writeMessage(this.#writer, message);
+    const bytes = this.#writer.take();
+    const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
+    this.#publish(this.name, record, new Answer(), 0);
+  }
+
+  /** The nodes that get the message, each with the routes that matched there. */
+  #match(node: NodeName, message: Message, only: string): Map<NodeName, Matched[]> {
+    const targets = new Map<NodeName, Matched[]>();
+    const add = (target: NodeName, matched: Matched) => {
+      const list = targets.get(target);
+      if (list) list.push(matched);
+      else targets.set(target, [matched]);
+    };
+    const { shared_subscription_strategy: strategy } = this.settings.mqtt;
+    const publish = { topic: message.topic, clientId: message.from, node };
+    this.routes.match(message.topic, ({ filter, nodes, groups }) => {
+      if (only === "") for (const target of nodes) add(target, { key: filter, ordinal: 0 });
+      for (const [group, members] of groups ?? []) {
+        const key = sharedKey(group, filter);
+        if (only !== "" && only !== key) continue;
+        const pick = members.pick(strategy, publish, Math.random);
+        if (pick) add(pick.node, { key, ordinal: pick.ordinal });
+      }
+    });
+    return targets;
+  }
+
+  #outboxTo(node: NodeName): Outbox {
+    let outbox = this.#outboxes.get(node);
+    if (!outbox) {
+      outbox = new Outbox(
+        () => {
+          const stub = this.host.nodeAt(node);
+          return (batch) => stub.forward(batch);
+        },
+        (count) => this.metrics.add("messages.dropped.outbox_full", count),
+      );
+      this.#outboxes.set(node, outbox);
+    }
+    return outbox;
+  }
+
+  settled(node: NodeName): Promise<void> {
+    return new Promise((resolve) => this.#outboxTo(node).add(forwardFenceRecord(), () => resolve()));
+  }
+
+  #addRoute(node: NodeName, key: string, members: number): void {
+    const { group, filter } = parseShared(key);
+    if (group === undefined) this.routes.add(node, filter);
+    else this.routes.setShared(node, group, filter, members);
+  }
+
+  #removeRoute(node: NodeName, key: string): void {
+    const { group, filter } = parseShared(key);
+    if (group === undefined) this.routes.remove(node, filter);
+    else this.routes.removeShared(node, group, filter);
+  }
+
+  // ---- registry ---------------------------------------------------------------------------------------------------
+
+  /** Atomic: nothing is awaited. Epochs rise over all clients, also across restarts. */
+  claim(clientId: string, node: NodeName): Claim {
+    this.#join(node);
+    const before = this.store.claimOf(clientId);
+    const epoch = Math.max(Date.now(), this.#lastEpoch + 1, (before?.epoch ?? 0) + 1);
+    this.#lastEpoch = epoch;
+    this.store.claim(clientId, node, epoch);
+    return { epoch, previous: before?.node };
+  }
+
+  // ---- retained ---------------------------------------------------------------------------------------------------
+
+  retained(filter: string, after: string | undefined): RetainedPage {
+    return this.store.retainedPage(filter, after, Date.now());
+  }
+
+  // ---- time -------------------------------------------------------------------------------------------------------
+
+  #delay(bytes: Uint8Array, delaySeconds: number): ReasonCode {
+    if (this.store.delayedCount() >= limits.delayedMessagesMax) {
+      this.metrics.add("messages.dropped");
+      return ReasonCode.QuotaExceeded;
+    }
+    const dueAt = Date.now() + delaySeconds * 1000;
+    this.store.delay(bytes, dueAt);
+    this.metrics.add("messages.delayed");
+    this.host.ringAt(dueAt);
+    return ReasonCode.Success;
+  }
+
+  async handleAlarm(now: number): Promise<void> {
+    for (const { id, bytes } of this.store.delayedUntil(now)) {
+      const message = readMessage(new ByteReader(bytes));
+      const answer = new Answer();
+      const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
+      if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
+      // On disk until it is with its subscribers: it may come twice after a crash, not get lost.
+      await answer.whenComplete();
+      this.store.forgetDelayed(id);
+    }
+    const delayed = this.store.nextDelayed();
+    if (delayed !== undefined) this.host.ringAt(delayed);
+    await this.#sys.handleAlarm(now);
+  }
+}
+
+/** As the nodes know the subscription: `$queue/t` is a group of its own. */
+function sharedKey(group: string, filter: string): string {
+  return group === "$queue" ? `$queue/${filter}` : `$share/${group}/${filter}`;
+}

@@ -1,0 +1,111 @@
+/**
+ * `$SYS/brokers/...`, as EMQX publishes it: the running nodes, and of each its version, uptime, stats and metrics. Once
+ * a minute, and at once for a new subscriber; only while someone subscribes, so that an idle cluster sleeps (G7).
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { version } from "../version.ts";
+import type { Core } from "./core.ts";
+
+const intervalMs = 60_000;
+/** From a new subscription to what it gets: several of one SUBSCRIBE are served together. */
+const firstMs = 500;
+
+const encoder = new TextEncoder();
+
+export class SysTopics {
+  readonly #core: Core;
+  /** ms since the epoch; 0 = nobody subscribes. */
+  #dueAt = 0;
+
+  constructor(core: Core) {
+    this.#core = core;
+    if (core.routes.hasFilterUnder("$SYS/")) this.publishSoon();
+  }
+
+  publishSoon(): void {
+    this.#ringAt(Date.now() + firstMs);
+  }
+
+  async handleAlarm(now: number): Promise<void> {
+    if (this.#dueAt === 0) return;
+    if (this.#dueAt > now) return this.#core.host.ringAt(this.#dueAt);
+    this.#dueAt = 0;
+    if (!this.#core.routes.hasFilterUnder("$SYS/")) return;
+    this.#ringAt(now + intervalMs);
+    await this.#publishAll(now);
+  }
+
+  #ringAt(at: number): void {
+    if (this.#dueAt !== 0 && this.#dueAt <= at) return;
+    this.#dueAt = at;
+    this.#core.host.ringAt(at);
+  }
+
+  async #publishAll(now: number): Promise<void> {
+    const core = this.#core;
+    const nodes = [core.name, ...core.members];
+    this.#publish("$SYS/brokers", nodes.join(","));
+    this.#publishNode(core.name, core.startedAt, now);
+    this.#publishNumbers(core.name, "metrics", core.metrics.all());
+    this.#publishNumbers(core.name, "stats", {
+      "nodes.count": core.members.size,
+      "topics.count": core.routes.size,
+      "retained.count": core.store.retainedCount(),
+      "delayed.count": core.store.delayedCount(),
+      "sessions.count": core.store.claimCount(),
+    });
+    await Promise.all([...core.members].map((node) => this.#publishMember(node, now)));
+  }
+
+  async #publishMember(node: NodeName, now: number): Promise<void> {
+    try {
+      const { startedAt, stats, metrics } = await this.#core.host.nodeAt(node).stats();
+      this.#publishNode(node, startedAt, now);
+      this.#publishNumbers(node, "stats", stats);
+      this.#publishNumbers(node, "metrics", metrics);
+    } catch (error) {
+      console.error(`${node} gave no stats: ${String(error)}`);
+    }
+  }
+
+  #publishNode(node: NodeName, startedAt: number, now: number): void {
+    this.#publish(`$SYS/brokers/${node}/version`, version);
+    this.#publish(`$SYS/brokers/${node}/sysdescr`, "Trellis");
+    this.#publish(`$SYS/brokers/${node}/uptime`, duration(now - startedAt));
+    this.#publish(`$SYS/brokers/${node}/datetime`, new Date(now).toISOString());
+  }
+
+  #publishNumbers(node: NodeName, group: "stats" | "metrics", numbers: Readonly<Record<string, number>>): void {
+    for (const [name, value] of Object.entries(numbers))
+      this.#publish(`$SYS/brokers/${node}/${group}/${name.replaceAll(".", "/")}`, String(value));
+  }
+
+  #publish(topic: string, text: string): void {
+    this.#core.publishOwn({
+      id: "",
+      topic,
+      payload: encoder.encode(text),
+      qos: 0,
+      retain: false,
+      properties: new Uint8Array(),
+      expiresAt: 0,
+      from: this.#core.name,
+    });
+  }
+}
+
+/** "1 days, 2 hours, 3 minutes, 4 seconds", from the first unit that is not zero. */
+function duration(ms: number): string {
+  const seconds = Math.floor(ms / 1000);
+  const parts: [number, string][] = [
+    [Math.floor(seconds / 86_400), "days"],
+    [Math.floor(seconds / 3600) % 24, "hours"],
+    [Math.floor(seconds / 60) % 60, "minutes"],
+    [seconds % 60, "seconds"],
+  ];
+  const first = parts.findIndex(([count]) => count > 0);
+  return parts
+    .slice(first === -1 ? 3 : first)
+    .map(([count, unit]) => `${count} ${unit}`)
+    .join(", ");
+}

@@ -1,0 +1,85 @@
+import { DurableObject } from "cloudflare:workers";
+import { readSettings } from "../../cluster/config.ts";
+import { parseNodeName, type NodeName } from "../../cluster/name.ts";
+import { Alarm } from "../alarm.ts";
+import type { CoordinatorRpc, NodeRpc, NodeStats, TakenOver } from "../rpc.ts";
+import { Broker } from "./broker.ts";
+import type { StoredDelivery } from "./session-store.ts";
+
+/** Subprotocol header of an upgrade, set by the worker to the one to echo. */
+export const subprotocolHeader = "Sec-WebSocket-Protocol";
+
+/** A node of the cluster, named `name@host`: WebSockets, alarm, storage and RPC for the Broker that decides. */
+export class BrokerNode extends DurableObject<Env> implements NodeRpc {
+  readonly #broker: Broker;
+  readonly #alarm: Alarm;
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    const name = ctx.id.name ?? "";
+    parseNodeName(name);
+    const settings = readSettings(env);
+    const [core] = settings.cluster.core_nodes;
+    this.#alarm = new Alarm(ctx.storage);
+    this.#broker = new Broker(name, settings, {
+      sql: ctx.storage.sql,
+      sockets: ctx.getWebSockets(),
+      core: () => env.COORDINATOR.getByName(core!) as unknown as CoordinatorRpc,
+      nodeAt: (node: NodeName) => env.NODE.getByName(node) as unknown as NodeRpc,
+      ringAt: (at) => this.#alarm.ringAt(at),
+    });
+  }
+
+  /** The upgrade of one client, checked by the worker; 503 when the node is full, so that it tries the next one. */
+  override fetch(request: Request): Response {
+    if (this.#broker.connectionCount >= this.#broker.settings.node.max_connections)
+      return new Response("the node is full\n", { status: 503 });
+    const { 0: client, 1: server } = new WebSocketPair();
+    this.ctx.acceptWebSocket(server);
+    this.#broker.accept(server);
+    const subprotocol = request.headers.get(subprotocolHeader) ?? "mqtt";
+    return new Response(null, { status: 101, webSocket: client, headers: { [subprotocolHeader]: subprotocol } });
+  }
+
+  override webSocketMessage(socket: WebSocket, data: string | ArrayBuffer): void {
+    this.#broker.connection(socket).receive(data, Date.now());
+  }
+
+  override webSocketClose(socket: WebSocket): void {
+    const connection = this.#broker.connection(socket);
+    // Without an answer to its close the client hangs.
+    if (!connection.closed) socket.close();
+    this.#broker.handleGone(connection);
+  }
+
+  override webSocketError(socket: WebSocket): void {
+    this.#broker.handleGone(this.#broker.connection(socket));
+  }
+
+  override alarm(): void {
+    this.#alarm.rang();
+    this.#broker.handleAlarm(Date.now());
+  }
+
+  // ---- NodeRpc ----------------------------------------------------------------------------------------------------
+
+  async forward(batch: Uint8Array): Promise<void> {
+    this.#broker.dispatch(batch);
+  }
+
+  takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
+    return this.#broker.sessions.takeOver(clientId, epoch, resume);
+  }
+
+  async takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]> {
+    return this.#broker.sessions.takeOverMessages(clientId, epoch, afterSeq);
+  }
+
+  async takeOverDone(clientId: string, epoch: number): Promise<void> {
+    this.#broker.sessions.takeOverDone(clientId, epoch);
+  }
+
+  async stats(): Promise<NodeStats> {
+    return this.#broker.stats();
+  }
+}

@@ -1,0 +1,45 @@
+import type { Settings } from "../cluster/config.ts";
+import { isMember, locationOf, parseNodeName, type NodeName } from "../cluster/name.ts";
+import { locationHints, locationOfConnection, slots, type ConnectionRegion, type LocationHint } from "../cluster/placement.ts";
+
+/**
+ * Hands the upgrade to a node: the one asked for, or the first of the client's region that is not full. The slots are
+ * tried in the order that the client's address gives them, so that a client comes back to the node it knows and the
+ * nodes fill evenly; without an address, in their own order.
+ */
+export async function connectToNode(
+  request: Request,
+  env: Env,
+  settings: Settings,
+  subprotocol: string,
+  wanted: string | null,
+): Promise<Response> {
+  const upgrade = new Request(request);
+  upgrade.headers.set("Sec-WebSocket-Protocol", subprotocol);
+  if (wanted !== null) {
+    const fault = faultOf(wanted, settings.cluster.name);
+    return fault === undefined ? nodeAt(env, wanted).fetch(upgrade) : new Response(`${fault}\n`, { status: 400 });
+  }
+  const location = locationOfConnection(request.cf as ConnectionRegion | undefined);
+  const address = request.headers.get("CF-Connecting-IP") ?? undefined;
+  for (const node of slots(location, settings.cluster.name, settings.node.slots, address)) {
+    const response = await nodeAt(env, node).fetch(upgrade);
+    if (response.status !== 503) return response;
+  }
+  return new Response(`all nodes in ${location} are full\n`, { status: 503, headers: { "Retry-After": "10" } });
+}
+
+function faultOf(node: string, clusterName: string): string | undefined {
+  try {
+    parseNodeName(node);
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return isMember(node, clusterName) ? undefined : `${node} is not a node of the cluster ${clusterName}`;
+}
+
+/** The location hint counts when the object is made, and never after. */
+function nodeAt(env: Env, node: NodeName) {
+  const hint = locationHints.find((location) => location === locationOf(node)) as LocationHint | undefined;
+  return env.NODE.getByName(node, hint === undefined ? {} : { locationHint: hint as DurableObjectLocationHint });
+}
