@@ -1,0 +1,48 @@
+import { expect, test } from "vitest";
+
+import { workerdConfig } from "../../cli/workerd-config.ts";
+import type { Deployment, WorkerDefinition } from "../../cli/workerd-config.ts";
+
+const worker: WorkerDefinition = {
+  name: "trellis",
+  modules: [{ name: "index.js", path: "worker/index.js" }],
+  compatibilityDate: "2026-10-23",
+  compatibilityFlags: ["no_web_socket_compression"],
+  vars: { motto: 'quotes " and \\ and\nlines', mqtt: { max_inflight: 32 } },
+  durableObjects: [
+    { binding: "NODE", className: "BrokerNode" },
+    { binding: "COORDINATOR", className: "Coordinator" },
+  ],
+};
+const deployment: Deployment = { address: "127.0.0.1:8083", storage: "/data", environment: [], bindings: {} };
+
+test("the unique keys of the namespaces never change: what is on disk is named after them", () => {
+  const text = workerdConfig(worker, deployment);
+  expect(text).toContain('(className = "BrokerNode", uniqueKey = "trellis-BrokerNode", enableSql = true)');
+  expect(text).toContain('(className = "Coordinator", uniqueKey = "trellis-Coordinator", enableSql = true)');
+});
+
+test("strings are text bindings, escaped, and all else is JSON", () => {
+  const text = workerdConfig(worker, deployment);
+  expect(text).toContain(String.raw`(name = "motto", text = "quotes \" and \\ and\x0alines")`);
+  expect(text).toContain(String.raw`(name = "mqtt", json = "{\"max_inflight\":32}")`);
+});
+
+test("[G9] a variable of the environment is named, and its value is not written", () => {
+  const text = workerdConfig(worker, { ...deployment, environment: ["TRELLIS_AUTHENTICATION"] });
+  expect(text).toContain('(name = "TRELLIS_AUTHENTICATION", fromEnvironment = "TRELLIS_AUTHENTICATION")');
+});
+
+test("the deployment's own binding goes before a variable of the same name", () => {
+  const text = workerdConfig(
+    { ...worker, vars: { LOOPBACK: "false" } },
+    { ...deployment, bindings: { LOOPBACK: "true" } },
+  );
+  expect(text.match(/name = "LOOPBACK"/g)).toHaveLength(1);
+  expect(text).toContain('(name = "LOOPBACK", text = "true")');
+});
+
+test("a module of an unknown kind is refused by name", () => {
+  const modules = [...worker.modules, { name: "logo.xyz", path: "worker/logo.xyz" }];
+  expect(() => workerdConfig({ ...worker, modules }, deployment)).toThrow(/logo\.xyz/);
+});
