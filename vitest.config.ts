@@ -19,6 +19,8 @@ export default defineConfig({
         plugins: [
           cloudflareTest({
             wrangler: { configPath: "./wrangler.toml" },
+            // As on a developer's machine: anyone may connect, and choose the node.
+            miniflare: { bindings: { LOOPBACK: "true" } },
           }),
         ],
         test: {
