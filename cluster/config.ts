@@ -115,6 +115,7 @@ const mqttTable = v.strictObject({
 const ruleTable = v.strictObject({
   permission: oneOf(["allow", "deny"]),
   action: oneOf(["publish", "subscribe", "all"]),
+  reason_code: v.optional(oneOf([0x80, 0x87])),
   topics: v.optional(list("a list of topics", 1, ruleTopicsMax, text("a topic filter", faultOfRuleTopic))),
   username: v.optional(text("a user name", faultOfWho)),
   clientid: v.optional(text("a client id", faultOfWho)),

@@ -31,8 +31,10 @@ export class Alarm {
   /** After sleep the alarm set before it may be earlier. */
   async #setUnlessEarlier(at: number): Promise<void> {
     const set = await this.#storage.getAlarm();
-    const wanted = Math.min(at, this.#at ?? at);
-    if (set !== null && set <= wanted) this.#at = set;
-    else await this.#storage.setAlarm(wanted);
+    // It rang meanwhile: its handler has looked at all deadlines.
+    if (this.#at === undefined || this.#at === 0) return;
+    this.#at = Math.min(this.#at, at);
+    if (set !== null && set <= this.#at) this.#at = set;
+    else await this.#storage.setAlarm(this.#at);
   }
 }

@@ -54,10 +54,6 @@ export class Outbox {
     return this.#waitingBytes >= limits.outboxBytesMax;
   }
 
-  get idle(): boolean {
-    return this.#waiting.length === 0 && this.#underWay === 0 && this.#failed.length === 0;
-  }
-
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
   addUnacknowledged(bytes: Uint8Array): void {
     if (this.full) this.#countDropped(1);
@@ -104,15 +100,25 @@ export class Outbox {
   #start(batch: Batch): void {
     this.#underWay++;
     batch.attempts++;
-    this.#send ??= this.#connect();
     const records = joinRecords(
       batch.items.map((item) => item.bytes),
       batch.bytes,
     );
-    this.#send(records).then(
-      (codes) => this.#handleAnswer(batch, codes ?? undefined),
-      (error: unknown) => this.#handleFailure(batch, error),
-    );
+    void this.#call(batch, records);
+  }
+
+  /** The call is made at once; its answer is one code a record. */
+  async #call(batch: Batch, records: Uint8Array): Promise<void> {
+    let codes: Uint8Array | undefined;
+    try {
+      this.#send ??= this.#connect();
+      codes = (await this.#send(records)) ?? undefined;
+      if (codes && codes.length !== batch.items.length)
+        throw new Error(`${codes.length} answers came to ${batch.items.length} records`);
+    } catch (error) {
+      return this.#handleFailure(batch, error);
+    }
+    this.#handleAnswer(batch, codes);
   }
 
   #handleAnswer(batch: Batch, codes: Uint8Array | undefined): void {
@@ -142,8 +148,8 @@ export class Outbox {
     if (!this.#pausedUntilRetry || this.#underWay > 0) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
-    const attempts = Math.max(0, ...failed.map((batch) => batch.attempts));
-    const delay = Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** attempts);
+    const attempts = Math.max(1, ...failed.map((batch) => batch.attempts));
+    const delay = Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** (attempts - 1));
     setTimeout(() => {
       this.#pausedUntilRetry = false;
       for (const batch of failed) this.#start(batch);

@@ -7,13 +7,10 @@
  * The first rule that names the client, the action and the topic decides. Without rules everything is
  * allowed; where there are rules, what none of them names is denied (G9).
  *
- * What "names" means for a subscription, whose topic is itself a filter, is read to the safe side:
- *
- *     allow names what it covers:       "c/#" allows "c/+/x", but "c/+" does not allow "c/#"
- *     deny names what it could touch:   "secret/#" denies "secret/x", and "#" and "+/x" too
- *
- * So an allow never gives more than it says, and no wider filter gets round a deny. "eq t/+" is the
- * text itself, in both. Wildcards mean what they mean to MQTT: "#" does not name "$SYS/x".
+ * A subscription, whose topic is itself a filter, is named by a rule that covers it: "c/#" names "c/+/x", and "c/+" does
+ * not name "c/#". So an allow never gives more than it says. A filter wider than a deny gets round it here ("#" is not
+ * covered by "secret/#"), and therefore each delivery is asked for by its topic too: see `hasReadDenials`.
+ * "eq t/+" is the text itself. Wildcards mean what they mean to MQTT: "#" does not name "$SYS/x".
  *
  * `${clientid}` and `${username}` stand for one whole level. A client chooses its own client id, so a
  * value that is not plainly one level ("a/b", "+", "#", or "$SYS" in the first place) is not put into a
@@ -22,9 +19,13 @@
  * Cost: the rules are walked for every publish and subscription, a level at a time. Keep them few.
  */
 
+import { ReasonCode } from "./reason-codes.ts";
+
 export interface Rule {
   readonly permission: "allow" | "deny";
   readonly action: "publish" | "subscribe" | "all";
+  /** What a denied SUBSCRIBE is told: 0x87 Not authorized, or 0x80 Unspecified error, which does not reveal the reason. */
+  readonly reason_code?: 0x80 | 0x87 | undefined;
   /** Filters, or "eq " and a literal topic; undefined: every topic, those of $ too. */
   readonly topics?: readonly string[] | undefined;
   /** Undefined: every user, and clients without a user name. */
@@ -45,17 +46,31 @@ const literalPrefix = "eq ";
  * subscribe to, that of a shared subscription without "$share/group/".
  */
 export function authorize(rules: readonly Rule[], who: Who, action: "publish" | "subscribe", topic: string): boolean {
-  if (rules.length === 0) return true;
+  return refusalOf(rules, who, action, topic) === undefined;
+}
+
+/** The reason code of a refusal; undefined: the rules allow it. */
+export function refusalOf(
+  rules: readonly Rule[],
+  who: Who,
+  action: "publish" | "subscribe",
+  topic: string,
+): 0x80 | 0x87 | undefined {
+  if (rules.length === 0) return undefined;
   const levels = topic.split("/");
   for (const rule of rules) {
     if (rule.action !== "all" && rule.action !== action) continue;
     if (rule.username !== undefined && rule.username !== who.username) continue;
     if (rule.clientid !== undefined && rule.clientid !== who.clientId) continue;
-    if (rule.topics === undefined || rule.topics.some((text) => names(rule, text, who, topic, levels))) {
-      return rule.permission === "allow";
-    }
+    if (rule.topics !== undefined && !rule.topics.some((text) => names(rule, text, who, topic, levels))) continue;
+    return rule.permission === "allow" ? undefined : (rule.reason_code ?? ReasonCode.NotAuthorized);
   }
-  return false;
+  return ReasonCode.NotAuthorized;
+}
+
+/** Whether a granted subscription may still match a topic that is denied: each delivery is then to be authorized. */
+export function hasReadDenials(rules: readonly Rule[]): boolean {
+  return rules.some((rule) => rule.permission === "deny" && rule.action !== "publish");
 }
 
 /** What is wrong with a topic of a rule, in one line; undefined: nothing. */
@@ -78,7 +93,7 @@ function names(rule: Rule, text: string, who: Who, topic: string, levels: readon
   if (text.startsWith(literalPrefix)) return text.slice(literalPrefix.length) === topic;
   const filter = fillIn(rule, text, who);
   if (filter === undefined) return false;
-  return rule.permission === "allow" ? covers(filter, levels) : overlaps(filter, levels);
+  return covers(filter, levels);
 }
 
 /** The levels of the rule's filter for this client; undefined: there are none. */
@@ -112,19 +127,6 @@ function covers(wide: readonly string[], narrow: readonly string[]): boolean {
     if (level !== "+" && level !== other) return false;
   }
   return wide.length === narrow.length;
-}
-
-/** Whether there is a topic that both filters (or topic names) match. */
-function overlaps(one: readonly string[], other: readonly string[]): boolean {
-  if (isKeptOut(one, other) || isKeptOut(other, one)) return false;
-  for (let index = 0; index < Math.max(one.length, other.length); index++) {
-    const a = one[index];
-    const b = other[index];
-    if (a === "#" || b === "#") return true;
-    if (a === undefined || b === undefined) return false;
-    if (a !== "+" && b !== "+" && a !== b) return false;
-  }
-  return true;
 }
 
 /** [MQTT-4.7.2-1] a filter that starts with a wildcard does not match a topic that starts with $ */

@@ -13,7 +13,7 @@
  * Pure: time, ids and settings are given.
  */
 import type { Settings } from "../cluster/config.ts";
-import { authorize, type Rule } from "./authorization.ts";
+import { authorize, refusalOf, type Rule } from "./authorization.ts";
 import type {
   ClientPacket,
   ConnectPacket,
@@ -87,14 +87,19 @@ export interface Wanted {
   readonly isNew: boolean;
 }
 
+interface Connecting {
+  readonly name: "connecting";
+  readonly facts: ConnectionFacts;
+  readonly request: OpenRequest;
+  /** The client sent no client id. */
+  readonly assigned: boolean;
+  /** The client asked for another keep alive. */
+  readonly keepAliveReplaced: boolean;
+}
+
 type State =
   | { readonly name: "idle" }
-  | {
-      readonly name: "connecting";
-      readonly facts: ConnectionFacts;
-      readonly request: OpenRequest;
-      readonly assigned: boolean;
-    }
+  | Connecting
   | { readonly name: "connected"; readonly facts: ConnectionFacts; readonly session: Session }
   | { readonly name: "closed" };
 
@@ -108,6 +113,28 @@ const returnCodes: { readonly [reasonCode: number]: number } = {
   [ReasonCode.NotAuthorized]: 5,
 };
 
+/** What CONNACK can say, section 3.2.2.2. */
+const connackCodes: ReadonlySet<ReasonCode> = new Set([
+  ReasonCode.UnspecifiedError,
+  ReasonCode.MalformedPacket,
+  ReasonCode.ProtocolError,
+  ReasonCode.ImplementationSpecificError,
+  ReasonCode.UnsupportedProtocolVersion,
+  ReasonCode.ClientIdentifierNotValid,
+  ReasonCode.BadUserNameOrPassword,
+  ReasonCode.NotAuthorized,
+  ReasonCode.ServerUnavailable,
+  ReasonCode.ServerBusy,
+  ReasonCode.Banned,
+  ReasonCode.BadAuthenticationMethod,
+  ReasonCode.TopicNameInvalid,
+  ReasonCode.PacketTooLarge,
+  ReasonCode.QuotaExceeded,
+  ReasonCode.PayloadFormatInvalid,
+  ReasonCode.RetainNotSupported,
+  ReasonCode.QoSNotSupported,
+]);
+
 /** Codes that leave open what the client should change: a Reason String says it. Of the others the log tells more. */
 const explained: ReadonlySet<ReasonCode> = new Set([
   ReasonCode.UnspecifiedError,
@@ -115,7 +142,6 @@ const explained: ReadonlySet<ReasonCode> = new Set([
   ReasonCode.NotAuthorized,
   ReasonCode.ServerUnavailable,
   ReasonCode.ServerBusy,
-  ReasonCode.BadAuthenticationMethod,
   ReasonCode.KeepAliveTimeout,
   ReasonCode.SessionTakenOver,
   ReasonCode.QuotaExceeded,
@@ -126,6 +152,8 @@ export class Channel {
   #state: State = { name: "idle" };
   #effects: Effect[] = [];
   #receipts: Receipt[] = [];
+  /** Packet ids that the client's send quota is spent on. [MQTT-4.9.0-2] */
+  readonly #quota = new Set<number>();
   #aliases = new Map<number, string>();
   #aliasBytes = 0;
   /** The aliases have changed since they were last written. */
@@ -133,6 +161,12 @@ export class Channel {
 
   constructor(context: ChannelContext) {
     this.#context = context;
+  }
+
+  /** How many QoS 1 and 2 publishes a 5.0 client may have under way; QoS 2 holds its place until PUBREL. */
+  get #receiveMaximum(): number {
+    const { max_inflight, max_awaiting_rel } = this.#context.settings;
+    return Math.min(max_inflight, max_awaiting_rel);
   }
 
   get stateName(): State["name"] {
@@ -160,6 +194,7 @@ export class Channel {
   /** A connection that slept: its socket is open, its session is back from disk. */
   restore(facts: ConnectionFacts, session: Session, aliases: Iterable<readonly [number, string]>): void {
     this.#state = { name: "connected", facts, session };
+    for (const packetId of session.receivedIds()) this.#quota.add(packetId);
     for (const [alias, topic] of aliases) this.#setAlias(alias, topic);
     this.aliasesChanged = false;
   }
@@ -184,11 +219,10 @@ export class Channel {
   handleError(error: MqttError): void {
     const state = this.#state;
     if (state.name === "closed") return;
-    if (!(error instanceof SilentError)) {
-      if (error instanceof ConnectError) this.#sendRefusal(error, error.connackVersion);
-      else if (state.name === "connecting") this.#sendRefusal(error, state.facts.version);
-      else if (state.name === "connected" && state.facts.version === 5) this.#sendDisconnect(error); // [MQTT-4.13.1-1]
-    }
+    if (error instanceof SilentError) return this.#close();
+    if (state.name === "connected") this.#sendDisconnect(error, state.facts.version);
+    else if (error instanceof ConnectError) this.#sendRefusal(error, error.connackVersion);
+    else if (state.name === "connecting") this.#sendRefusal(error, state.facts.version);
     this.#close();
   }
 
@@ -210,7 +244,7 @@ export class Channel {
       version,
       clientId: assigned ? this.#context.assignClientId() : packet.clientId,
       username: packet.username,
-      keepAlive: (version === 5 ? settings.server_keepalive : undefined) ?? packet.keepalive, // [MQTT-3.1.2-21]
+      keepAlive: this.#keepAliveFor(packet),
       receiveMaximum: Math.min(properties.receiveMaximum ?? 65_535, settings.max_inflight),
       maximumPacketSize: properties.maximumPacketSize ?? Number.MAX_SAFE_INTEGER,
       topicAliasMaximum: properties.topicAliasMaximum ?? 0,
@@ -228,7 +262,8 @@ export class Channel {
         return refuse(ReasonCode.QoSNotSupported, `will QoS above ${settings.max_qos_allowed}`); // [MQTT-3.2.2-12]
       if (will.retain && !settings.retain_available)
         return refuse(ReasonCode.RetainNotSupported, "retained messages are off"); // [MQTT-3.2.2-13]
-      checkTopicName(will.topic, settings.max_topic_levels);
+      const fault = faultOf(() => checkTopicName(will.topic, settings.max_topic_levels));
+      if (fault) return refuse(fault.reasonCode, fault.message);
     }
     const expiryInterval =
       version === 5
@@ -237,7 +272,8 @@ export class Channel {
           ? 0
           : Math.min(Math.floor(settings.session_expiry_interval / 1000), expiryNever);
     const request: OpenRequest = { clientId: facts.clientId, cleanStart: clean, expiryInterval, will };
-    this.#state = { name: "connecting", facts, request, assigned };
+    const keepAliveReplaced = facts.keepAlive !== packet.keepalive;
+    this.#state = { name: "connecting", facts, request, assigned, keepAliveReplaced };
     this.#effects.push({ kind: "authenticate", username: packet.username, password: packet.password });
   }
 
@@ -253,14 +289,18 @@ export class Channel {
 
   /** The session is claimed and loaded: answer, then send what it holds. */
   handleOpened(session: Session, sessionPresent: boolean): void {
-    if (this.#state.name !== "connecting") return;
-    const { facts, assigned } = this.#state;
-    this.#state = { name: "connected", facts, session };
-    this.#send(this.#connack(facts, session, sessionPresent, assigned));
+    const connecting = this.#state;
+    if (connecting.name !== "connecting") return;
+    this.#state = { name: "connected", facts: connecting.facts, session };
+    this.#send(this.#connack(connecting, session, sessionPresent));
     this.#effects.push({ kind: "pump" });
   }
 
-  #connack(facts: ConnectionFacts, session: Session, sessionPresent: boolean, assigned: boolean): ServerPacket {
+  #connack(
+    { facts, assigned, keepAliveReplaced }: Connecting,
+    session: Session,
+    sessionPresent: boolean,
+  ): ServerPacket {
     const { settings } = this.#context;
     if (facts.version !== 5)
       // 3.1 has no session present flag
@@ -270,7 +310,7 @@ export class Channel {
       sessionPresent, // [MQTT-3.2.2-2] [MQTT-3.2.2-3]
       reasonCode: ReasonCode.Success,
       properties: {
-        receiveMaximum: settings.max_inflight,
+        receiveMaximum: this.#receiveMaximum,
         maximumPacketSize: settings.max_packet_size,
         topicAliasMaximum: settings.max_topic_alias,
         sessionExpiryInterval: session.expiryInterval,
@@ -278,25 +318,30 @@ export class Channel {
         ...(settings.retain_available ? {} : { retainAvailable: false }),
         ...(settings.wildcard_subscription ? {} : { wildcardSubscriptionAvailable: false }),
         ...(settings.shared_subscription ? {} : { sharedSubscriptionAvailable: false }),
-        ...(settings.server_keepalive === undefined ? {} : { serverKeepAlive: settings.server_keepalive }),
+        ...(keepAliveReplaced ? { serverKeepAlive: facts.keepAlive } : {}), // [MQTT-3.2.2-21]
         ...(assigned ? { assignedClientIdentifier: facts.clientId } : {}), // [MQTT-3.2.2-16]
       },
     };
   }
 
-  #sendRefusal({ reasonCode, message }: MqttError, version: ProtocolVersion): void {
+  /** Before CONNACK there is only CONNACK to say it with. [MQTT-3.14.0-1] */
+  #sendRefusal(error: MqttError, version: ProtocolVersion): void {
     const sessionPresent = false; // [MQTT-3.2.2-6]
-    if (version === 5)
-      return this.#send(
-        { cmd: "connack", sessionPresent, reasonCode, properties: explanation(reasonCode, message) },
-        version,
-      );
-    const returnCode = returnCodes[reasonCode];
+    if (version === 5) {
+      const reasonCode = connackCodes.has(error.reasonCode) ? error.reasonCode : ReasonCode.UnspecifiedError;
+      const properties = explanation(reasonCode, error.message);
+      return this.#send({ cmd: "connack", sessionPresent, reasonCode, properties }, version);
+    }
+    const returnCode = returnCodes[error.reasonCode];
     if (returnCode !== undefined) this.#send({ cmd: "connack", sessionPresent, returnCode }, version);
   }
 
-  #sendDisconnect({ reasonCode, message }: MqttError): void {
-    this.#send({ cmd: "disconnect", reasonCode, properties: explanation(reasonCode, message) });
+  /** [MQTT-4.13.1-1]; before 5.0 the close says it all. */
+  #sendDisconnect(error: MqttError, version: ProtocolVersion): void {
+    if (version !== 5) return;
+    // A CONNECT where none may be has no other fault. [MQTT-3.1.0-2]
+    const reasonCode = error instanceof ConnectError ? ReasonCode.ProtocolError : error.reasonCode;
+    this.#send({ cmd: "disconnect", reasonCode, properties: explanation(reasonCode, error.message) });
   }
 
   // ---- connected --------------------------------------------------------------------------------------------------
@@ -311,9 +356,10 @@ export class Channel {
       case "pubrec":
         return this.#handlePubrec(session, packet.messageId, packet.reasonCode);
       case "pubrel": {
-        const known = session.handlePubrel(packet.messageId);
-        const reasonCode = known ? ReasonCode.Success : ReasonCode.PacketIdentifierNotFound;
-        return this.#send({ cmd: "pubcomp", messageId: packet.messageId, reasonCode }); // [MQTT-4.3.3-11]
+        // An id that is not known was released before: the answer is the same. [MQTT-4.3.3-11]
+        session.handlePubrel(packet.messageId);
+        this.#quota.delete(packet.messageId);
+        return this.#send({ cmd: "pubcomp", messageId: packet.messageId, reasonCode: ReasonCode.Success });
       }
       case "pubcomp":
         if (session.handlePubcomp(packet.messageId)) this.#effects.push({ kind: "pump" });
@@ -368,10 +414,9 @@ export class Channel {
   #receiptFor(packet: Publish, facts: ConnectionFacts, session: Session): Receipt | "repeated" | undefined {
     if (packet.qos === 0) return undefined;
     const { settings } = this.#context;
-    const held = this.#receipts.length + session.awaitingRel;
-    const repeats = packet.qos === 2 && session.isAwaitingRel(packet.packetId);
-    if (facts.version === 5 && !repeats && held >= settings.max_inflight)
-      throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${settings.max_inflight} at once`); // [MQTT-3.3.4-7]
+    this.#quota.add(packet.packetId);
+    if (facts.version === 5 && this.#quota.size > this.#receiveMaximum)
+      throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${this.#receiveMaximum} at once`); // [MQTT-3.3.4-7]
     if (this.#receipts.length >= limits.publishesUnansweredMax)
       throw new MqttError(ReasonCode.QuotaExceeded, "too many publishes unanswered");
     if (packet.qos === 1) {
@@ -403,22 +448,19 @@ export class Channel {
       // 3.x cannot say no: a refusal by rule is acknowledged [MQTT-3.3.5-2 of 3.1.1], a failure is not.
       if (version !== 5 && reasonCode >= 0x80 && reasonCode !== ReasonCode.NotAuthorized)
         return this.handleError(new MqttError(ReasonCode.ServerBusy, "the message could not be routed"));
-      this.#send({ cmd: qos === 1 ? "puback" : "pubrec", messageId: packetId, reasonCode });
+      if (qos === 1 || reasonCode >= 0x80) this.#quota.delete(packetId);
+      if (qos === 1) this.#send({ cmd: "puback", messageId: packetId, reasonCode });
+      // "No matching subscribers" is only said by PUBACK: many clients take any PUBREC but 0 for a refusal.
+      else this.#send({ cmd: "pubrec", messageId: packetId, reasonCode: reasonCode < 0x80 ? 0 : reasonCode });
       sent++;
     }
     if (sent > 0) this.#receipts.splice(0, sent);
   }
 
   #handlePubrec(session: Session, packetId: number, reasonCode: number): void {
-    switch (session.handlePubrec(packetId, reasonCode)) {
-      case "pubrel":
-        return this.#send({ cmd: "pubrel", messageId: packetId, reasonCode: ReasonCode.Success });
-      case "refused":
-        this.#effects.push({ kind: "pump" });
-        return;
-      case "unknown":
-        return this.#send({ cmd: "pubrel", messageId: packetId, reasonCode: ReasonCode.PacketIdentifierNotFound });
-    }
+    session.handlePubrec(packetId, reasonCode);
+    if (reasonCode >= 0x80) this.#effects.push({ kind: "pump" });
+    else this.#send({ cmd: "pubrel", messageId: packetId, reasonCode: ReasonCode.Success }); // [MQTT-4.3.3-4]
   }
 
   #handleSubscribe(packet: SubscribePacket, facts: ConnectionFacts, session: Session): void {
@@ -452,16 +494,13 @@ export class Channel {
 
   #refuseSubscription(filter: string, facts: ConnectionFacts, count: number): ReasonCode | undefined {
     const { settings, rules } = this.#context;
-    try {
-      checkTopicFilter(filter, settings.max_topic_levels);
-    } catch (error) {
-      if (error instanceof MqttError) return error.reasonCode;
-      throw error;
-    }
+    const fault = faultOf(() => checkTopicFilter(filter, settings.max_topic_levels));
+    if (fault) return fault.reasonCode;
     const { group, filter: bare } = parseShared(filter);
     if (group !== undefined && !settings.shared_subscription) return ReasonCode.SharedSubscriptionsNotSupported;
     if (hasWildcard(bare) && !settings.wildcard_subscription) return ReasonCode.WildcardSubscriptionsNotSupported;
-    if (!authorize(rules, facts, "subscribe", bare)) return ReasonCode.NotAuthorized;
+    const refusal = refusalOf(rules, facts, "subscribe", bare);
+    if (refusal !== undefined) return refusal;
     if (count >= limits.subscriptionsPerSessionMax) return ReasonCode.QuotaExceeded;
     return undefined;
   }
@@ -492,6 +531,16 @@ export class Channel {
     if (packet.reasonCode === ReasonCode.Success) session.will = undefined;
     session.changed();
     this.#close();
+  }
+
+  /**
+   * The keep alive that holds, in seconds. `mqtt.server_keepalive` takes the place of a longer one and of none; a
+   * shorter one is the client's wish to be missed sooner. Before 5.0 it cannot be told, so it is not changed.
+   */
+  #keepAliveFor({ protocolVersion, keepalive }: ConnectPacket): number {
+    const longest = this.#context.settings.server_keepalive;
+    if (protocolVersion !== 5 || longest === undefined) return keepalive;
+    return keepalive === 0 ? longest : Math.min(keepalive, longest); // [MQTT-3.1.2-21]
   }
 
   // ---- shared -----------------------------------------------------------------------------------------------------
@@ -545,6 +594,17 @@ function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>
     messageExpiryInterval: properties.messageExpiryInterval,
     delaySeconds: properties.willDelayInterval ?? 0,
   };
+}
+
+/** The client's error that a check throws. */
+function faultOf(check: () => void): MqttError | undefined {
+  try {
+    check();
+    return undefined;
+  } catch (error) {
+    if (error instanceof MqttError) return error;
+    throw error;
+  }
 }
 
 function explanation(reasonCode: ReasonCode, reason: string): { reasonString?: string } {

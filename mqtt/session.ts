@@ -18,6 +18,7 @@
  */
 import { isExpired, messageBytes, type Message, type QoS } from "./message.ts";
 import { limits } from "./limits.ts";
+import { MqttError, ReasonCode } from "./reason-codes.ts";
 
 /** A subscription as the client made it; `filter` still has its `$share/group/`. */
 export interface Subscription {
@@ -50,8 +51,9 @@ export interface Will {
   readonly delaySeconds: number;
 }
 
-/** The interval that means never, in seconds. [MQTT-3.1.2.11.2] */
+/** The interval that means never, in seconds, and the deadline that never comes, in ms. [MQTT-3.1.2.11.2] */
 export const expiryNever = 0xffff_ffff;
+export const atNoTime = Number.MAX_SAFE_INTEGER;
 
 interface Queued {
   readonly seq: number;
@@ -97,6 +99,8 @@ export interface Checkpoint {
   readonly sentUpTo: number;
   readonly nextPacketId: number;
   readonly inflight: readonly (readonly [packetId: number, seq: number, state: "publish" | "pubrel"])[];
+  /** Packet ids of the window that the open connection has not got again yet. */
+  readonly unsent: readonly number[];
   readonly received: readonly number[];
   readonly retainedReads: readonly RetainedRead[];
 }
@@ -121,6 +125,8 @@ export class Session {
   expiresAt = 0;
   willAt = 0;
   will: Will | undefined;
+  /** Its messages are still coming from another node: none on disk may be given up. */
+  adopting = false;
   readonly subscriptions = new Map<string, Subscription>();
   retainedReads: RetainedRead[] = [];
   /** State has changed since the last checkpoint. */
@@ -138,6 +144,7 @@ export class Session {
   readonly #inflight = new Map<number, Inflight>();
   #unacknowledged = 0;
   #unsent = 0;
+  readonly #unsentInSleep = new Set<number>();
   #window = 0;
   readonly #receiving = new Map<number, Receipt>();
   readonly #received = new Set<number>();
@@ -179,12 +186,15 @@ export class Session {
     this.changed();
   }
 
-  /** The window after hibernation: what was sent on the connection that is still open is not sent again. */
+  /** The window after sleep: what was sent on the connection that is still open is not sent again. */
   reattach(receiveMaximum: number): void {
     this.#window = receiveMaximum;
     this.#unsent = 0;
-    for (const entry of this.#inflight.values()) entry.sent = true;
-    this.#unacknowledged = this.#inflight.size;
+    for (const entry of this.#inflight.values()) {
+      entry.sent = !this.#unsentInSleep.has(entry.packetId);
+      if (!entry.sent) this.#unsent++;
+    }
+    this.#unacknowledged = this.#inflight.size - this.#unsent;
   }
 
   /**
@@ -194,7 +204,7 @@ export class Session {
   detach(now: number): void {
     this.connected = false;
     if (this.will) this.willAt = now + Math.min(this.will.delaySeconds, this.expiryInterval) * 1000;
-    this.expiresAt = this.expiryInterval === expiryNever ? Number.MAX_SAFE_INTEGER : now + this.expiryInterval * 1000;
+    this.expiresAt = this.expiryInterval === expiryNever ? atNoTime : now + this.expiryInterval * 1000;
     this.changed();
   }
 
@@ -291,36 +301,40 @@ export class Session {
     return undefined;
   }
 
-  /** @returns whether the packet id was waiting for a PUBACK. */
+  /** @returns whether the packet id was in use. */
   handlePuback(packetId: number): boolean {
-    const entry = this.#inflight.get(packetId);
-    if (entry?.state !== "publish" || entry.delivery?.qos === 2) return false;
-    this.#settle(entry);
-    return true;
+    const entry = this.#acknowledged(packetId, "puback");
+    if (entry) this.#settle(entry);
+    return entry !== undefined;
   }
 
-  /** @returns whether a PUBREL is to be sent with success; otherwise the packet id was not found. */
-  handlePubrec(packetId: number, reasonCode: number): "pubrel" | "refused" | "unknown" {
-    const entry = this.#inflight.get(packetId);
-    if (!entry || (entry.state === "publish" && entry.delivery?.qos === 1)) return "unknown";
-    if (reasonCode >= 0x80) {
-      this.#settle(entry);
-      return "refused";
-    }
-    if (entry.state === "publish") {
-      entry.state = "pubrel";
-      entry.delivery = undefined;
-      this.changed();
-      if (this.durable) this.urgent = true;
-    }
-    return "pubrel";
+  /** A reason code from 0x80 ends the exchange; otherwise PUBREL is the answer, again for a repeated PUBREC. */
+  handlePubrec(packetId: number, reasonCode: number): void {
+    const entry = this.#acknowledged(packetId, "pubrec");
+    if (!entry) return;
+    if (reasonCode >= 0x80) return this.#settle(entry);
+    if (entry.state === "pubrel") return;
+    entry.state = "pubrel";
+    entry.delivery = undefined;
+    this.changed();
+    if (this.durable) this.urgent = true;
   }
 
+  /** @returns whether the packet id was in use. */
   handlePubcomp(packetId: number): boolean {
+    const entry = this.#acknowledged(packetId, "pubcomp");
+    if (entry) this.#settle(entry);
+    return entry !== undefined;
+  }
+
+  /** The exchange that an acknowledgement is for; an id not in use is none, the wrong kind for one is an error. */
+  #acknowledged(packetId: number, kind: "puback" | "pubrec" | "pubcomp"): Inflight | undefined {
     const entry = this.#inflight.get(packetId);
-    if (entry?.state !== "pubrel") return false;
-    this.#settle(entry);
-    return true;
+    if (!entry) return undefined;
+    const isQos1 = entry.state === "publish" && entry.delivery?.qos !== 2;
+    const isRight = kind === "puback" ? isQos1 : kind === "pubrec" ? !isQos1 : entry.state === "pubrel"; // [MQTT-4.3.2-3] [MQTT-4.3.3-4]
+    if (!isRight) throw new MqttError(ReasonCode.ProtocolError, `${kind} is out of order for packet ${packetId}`);
+    return entry;
   }
 
   /** A message that this client cannot take counts as delivered. [MQTT-3.1.2-25] */
@@ -363,13 +377,9 @@ export class Session {
     return true;
   }
 
-  /** QoS 2 packet ids held for the client's PUBREL, for its Receive Maximum. */
-  get awaitingRel(): number {
-    return this.#received.size;
-  }
-
-  isAwaitingRel(packetId: number): boolean {
-    return this.#received.has(packetId);
+  /** QoS 2 packet ids held for the client's PUBREL. */
+  receivedIds(): Iterable<number> {
+    return this.#received;
   }
 
   // ---- disk and moves ---------------------------------------------------------------------------------------------
@@ -380,6 +390,7 @@ export class Session {
       sentUpTo: this.#sentUpTo,
       nextPacketId: this.#nextPacketId,
       inflight: [...this.#inflight.values()].map((entry) => [entry.packetId, entry.seq, entry.state]),
+      unsent: [...this.#inflight.values()].filter((entry) => !entry.sent).map((entry) => entry.packetId),
       received: [...this.#received],
       retainedReads: this.retainedReads,
     };
@@ -387,6 +398,7 @@ export class Session {
 
   /** The numbers below which nothing on disk is needed any more. */
   get lowestSeq(): number {
+    if (this.adopting) return 0;
     let lowest = this.#queue[0]?.seq ?? this.#nextSeq;
     for (const entry of this.#inflight.values()) lowest = Math.min(lowest, entry.seq);
     return lowest;
@@ -399,6 +411,7 @@ export class Session {
     this.#nextPacketId = checkpoint.nextPacketId;
     this.retainedReads = [...checkpoint.retainedReads];
     for (const packetId of checkpoint.received) this.#received.add(packetId);
+    for (const packetId of checkpoint.unsent) this.#unsentInSleep.add(packetId);
     for (const [packetId, seq, state] of checkpoint.inflight)
       this.#inflight.set(packetId, {
         packetId,
@@ -443,8 +456,10 @@ export class Session {
   #nextToResend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
     for (const entry of this.#inflight.values()) {
       if (entry.sent) continue;
-      if (this.#unacknowledged >= this.#window) return undefined;
+      // Only a PUBLISH waits for the window. [MQTT-3.3.4-10]
+      if (entry.state === "publish" && this.#unacknowledged >= this.#window) continue;
       entry.sent = true;
+      this.changed();
       this.#unsent--;
       this.#unacknowledged++;
       if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };

@@ -32,7 +32,8 @@ export default {
 
 function answer(request: Request, env: Env, settings: Settings): Response | Promise<Response> {
   const url = new URL(request.url);
-  if (!paths.includes(url.pathname)) return plain(404, `nothing is here: MQTT over WebSocket is at ${paths.join(" and ")}`);
+  if (!paths.includes(url.pathname))
+    return plain(404, `nothing is here: MQTT over WebSocket is at ${paths.join(" and ")}`);
   if (request.method !== "GET") return plain(405, "only GET is answered here", { Allow: "GET" });
   if (request.headers.get("Upgrade")?.toLowerCase() !== "websocket")
     return plain(426, "this is an MQTT broker: connect with an MQTT client over WebSocket", {

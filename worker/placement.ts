@@ -1,6 +1,12 @@
 import type { Settings } from "../cluster/config.ts";
 import { isMember, locationOf, parseNodeName, type NodeName } from "../cluster/name.ts";
-import { locationHints, locationOfConnection, slots, type ConnectionRegion, type LocationHint } from "../cluster/placement.ts";
+import {
+  locationHints,
+  locationOfConnection,
+  slots,
+  type ConnectionRegion,
+  type LocationHint,
+} from "../cluster/placement.ts";
 
 /**
  * Hands the upgrade to a node: the one asked for, or the first of the client's region that is not full. The slots are

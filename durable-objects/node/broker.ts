@@ -12,6 +12,7 @@
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
+import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
 import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { readMessage, type Message, type QoS } from "../../mqtt/message.ts";
@@ -64,6 +65,7 @@ export class Broker {
   readonly #toFlush = new Set<Connection>();
   #turnEnds = false;
   readonly #touchedConnections = new Set<Connection>();
+  readonly #authorizesDeliveries: boolean;
   readonly #readingRetained = new Set<Session>();
 
   constructor(name: NodeName, settings: Settings, host: BrokerHost) {
@@ -73,6 +75,7 @@ export class Broker {
     this.store = new SessionStore(host.sql);
     this.core = new CoreLink(name, host.core, (count) => this.metrics.add("messages.dropped.outbox_full", count));
     this.sessions = new Sessions(this);
+    this.#authorizesDeliveries = hasReadDenials(settings.authorization);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
     let messages = 0;
     this.channelContext = {
@@ -91,7 +94,8 @@ export class Broker {
       if (attachment) this.#sockets.set(attachment.sessionId, socket);
     }
     for (const { sessionId, clientId, connected, subscription } of this.store.allSubscriptions())
-      this.table.add({ id: sessionId, clientId }, subscription, connected && this.#sockets.has(sessionId));
+      // What disk says is what the core has counted: handleLost corrects both.
+      this.table.add({ id: sessionId, clientId }, subscription, connected);
     for (const sessionId of this.store.connectedIds())
       if (!this.#sockets.has(sessionId)) this.sessions.handleLost(this.store.loadById(sessionId)!);
     const due = this.store.nextDue();
@@ -140,6 +144,7 @@ export class Broker {
   handleGone(connection: Connection): void {
     if (!this.#connections.delete(connection.socket)) return;
     connection.closed = true;
+    connection.stopTimers();
     connection.channel.handleClosed();
     this.#touchedConnections.delete(connection);
     this.#toFlush.delete(connection);
@@ -262,6 +267,10 @@ export class Broker {
   /** SUBACK waits until the cluster knows the routes (G3), and the disk the subscriptions. */
   subscribe(connection: Connection, packetId: number, codes: number[], wanted: readonly Wanted[]): void {
     const session = connection.session!;
+    if (this.core.outbox.full) {
+      const refused = codes.map((code) => (code < 0x80 ? ReasonCode.QuotaExceeded : code));
+      return connection.channel.handleSubscribed(packetId, refused);
+    }
     const changes: RouteChange[] = [];
     for (const { subscription } of wanted) {
       session.subscriptions.set(subscription.filter, subscription);
@@ -274,6 +283,7 @@ export class Broker {
         if (reasonCode === undefined) failed.add(change.key);
       });
     this.core.outbox.add(fenceRecord(), (reasonCode) => {
+      if (!this.sessions.has(session)) return;
       for (const { index, subscription, isNew } of wanted) {
         if (session.subscriptions.get(subscription.filter) !== subscription) continue;
         if (reasonCode === undefined || failed.has(subscription.filter)) {
@@ -374,6 +384,8 @@ export class Broker {
 
   deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {
     const connection = this.connectionOf(sessionId);
+    if (this.#authorizesDeliveries && !this.#mayReceive(sessionId, delivery.message.topic))
+      return this.metrics.add("messages.dropped.not_authorized");
     if (delivery.qos === 0) {
       if (!connection?.session) return this.metrics.add("delivery.dropped.offline_qos0");
       connection.sendPublish(delivery, 0, false, forms ?? new PublishForms(delivery.message, Date.now()));
@@ -392,6 +404,12 @@ export class Broker {
     }
     if (connection) connection.pump(Date.now());
     else this.touch(session);
+  }
+
+  /** A subscription to "#" is granted where "secret/#" is denied: what it must not see is kept back here. */
+  #mayReceive(sessionId: number, topic: string): boolean {
+    const session = this.sessions.byId(sessionId);
+    return session !== undefined && authorize(this.settings.authorization, session, "subscribe", topic);
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------

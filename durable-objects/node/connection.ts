@@ -42,6 +42,7 @@ export class Connection {
   #timer: ReturnType<typeof setTimeout> | undefined;
   /** ms since the epoch; 0 = no packet is unfinished. */
   #unfinishedSince = 0;
+  #idleTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(socket: WebSocket, broker: Broker, now: number) {
     this.socket = socket;
@@ -57,8 +58,8 @@ export class Connection {
 
   /** A fresh socket has `idle_timeout` to bring its CONNECT. [MQTT-3.1.4-1] */
   expectConnect(): void {
-    setTimeout(() => {
-      if (this.channel.stateName === "idle") this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "no CONNECT came"));
+    this.#idleTimer = setTimeout(() => {
+      this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "no CONNECT came"));
     }, this.#broker.settings.mqtt.idle_timeout);
   }
 
@@ -84,6 +85,7 @@ export class Connection {
       if (this.#heldBytes > heldBytesMax)
         return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came before CONNECT was answered"));
     }
+    if (this.session) this.#broker.touchConnection(this);
     this.#framer.push(new Uint8Array(data));
     this.process(now);
   }
@@ -96,6 +98,7 @@ export class Connection {
         if (!packet) break;
         this.#unfinishedSince = 0;
         this.#broker.metrics.add("packets.received");
+        clearTimeout(this.#idleTimer);
         this.channel.handlePacket(decode(packet, this.facts?.version), now);
         this.perform();
       }
@@ -117,6 +120,7 @@ export class Connection {
   /** Performs what the channel has decided. */
   perform(): void {
     for (const effect of this.channel.takeEffects()) this.#performOne(effect);
+    if (this.session) this.#broker.touch(this.session);
     if (this.channel.aliasesChanged) this.#broker.touchConnection(this);
   }
 
@@ -202,9 +206,13 @@ export class Connection {
   #send(packet: ServerPacket, version: ProtocolVersion): void {
     if (this.closed) return;
     let bytes = encode(packet, version);
-    // [MQTT-3.2.2-19] [MQTT-3.14.2-3]
-    if (bytes.length > (this.facts?.maximumPacketSize ?? Number.MAX_SAFE_INTEGER) && "properties" in packet)
-      bytes = encode({ ...packet, properties: {} }, version);
+    const bytesMax = this.facts?.maximumPacketSize ?? Number.MAX_SAFE_INTEGER;
+    if (bytes.length > bytesMax && "properties" in packet && packet.properties?.reasonString !== undefined) {
+      const { reasonString: _, ...properties } = packet.properties; // [MQTT-3.2.2-19] [MQTT-3.14.2-3]
+      bytes = encode({ ...packet, properties } as ServerPacket, version);
+    }
+    // A client that cannot even be answered is not connected. [MQTT-3.1.2-24]
+    if (bytes.length > bytesMax) return this.close();
     this.#write(bytes);
   }
 
@@ -242,6 +250,17 @@ export class Connection {
     this.#broker.handleGone(this);
   }
 
+  /** The connection has ended: nothing is waited for any more. */
+  stopTimers(): void {
+    clearTimeout(this.#idleTimer);
+    this.#stopWatching();
+  }
+
+  #stopWatching(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
   /** Writes down when the client was last heard of, for a keep-alive that outlasts sleep. */
   attach(): void {
     if (!this.session || this.closed || this.lastSeen === this.#attachedLastSeen) return;
@@ -256,7 +275,7 @@ export class Connection {
 
   /** The rest of an unfinished packet must come in time; one timer looks, however many fragments come. */
   #watchUnfinished(now: number): void {
-    if (this.#framer.pendingBytes === 0 || this.closed) return;
+    if (this.#framer.pendingBytes === 0 || this.closed) return this.#stopWatching();
     if (this.#unfinishedSince === 0) this.#unfinishedSince = now;
     this.#timer ??= setTimeout(
       () => {

@@ -13,6 +13,7 @@ import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { ConnectionFacts } from "../../mqtt/channel.ts";
 import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
 import {
+  atNoTime,
   Session,
   type Checkpoint,
   type Delivery,
@@ -94,6 +95,12 @@ export class SessionStore {
     return this.#sql.exec<{ id: number }>("SELECT coalesce(max(id), 0) + 1 AS id FROM session").one().id;
   }
 
+  /** Whatever a crash half-way left under this name is not the new session's (G9). */
+  clear(id: number): void {
+    this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
+  }
+
   load(clientId: string): Session | undefined {
     return this.#load(this.#sql.exec<SessionRow>("SELECT * FROM session WHERE client_id = ?", clientId).toArray()[0]);
   }
@@ -128,7 +135,7 @@ export class SessionStore {
 
   /** Writes all of a session but its messages and subscriptions. */
   save(session: Session): void {
-    const due = [session.willAt, session.expiresAt].filter((at) => at > 0);
+    const due = [session.willAt, session.expiresAt].filter((at) => at > 0 && at !== atNoTime);
     this.#sql.exec(
       `INSERT INTO session (id, client_id, epoch, username, connected, expiry_interval, expires_at, will_at, due_at, will, checkpoint)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -163,8 +170,7 @@ export class SessionStore {
   }
 
   delete(id: number): void {
-    this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
-    this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
+    this.clear(id);
     this.#sql.exec("DELETE FROM session WHERE id = ?", id);
   }
 

@@ -15,7 +15,7 @@ import type { RouteChange } from "../../cluster/subscription-table.ts";
 import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import { Session } from "../../mqtt/session.ts";
+import { atNoTime, Session } from "../../mqtt/session.ts";
 import { fenceRecord, releaseRecord, type Claim, type TakenOver } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
@@ -46,6 +46,11 @@ export class Sessions {
 
   byId(id: number): Session | undefined {
     return this.#loaded.get(id) ?? this.#keep(this.#broker.store.loadById(id));
+  }
+
+  /** Whether it is this node's session still. */
+  has(session: Session): boolean {
+    return this.#loaded.get(session.id) === session;
   }
 
   byClientId(clientId: string): Session | undefined {
@@ -129,7 +134,9 @@ export class Sessions {
   }
 
   #create(clientId: string): Session {
-    this.#nextId = Math.max(this.#nextId, this.#broker.store.nextId());
+    const { store } = this.#broker;
+    this.#nextId = Math.max(this.#nextId, store.nextId());
+    store.clear(this.#nextId);
     return this.#keep(new Session(this.#nextId++, clientId))!;
   }
 
@@ -205,6 +212,7 @@ export class Sessions {
     const session = this.#create(clientId);
     session.expiryInterval = moved.expiryInterval;
     session.epoch = epoch;
+    session.adopting = true;
     session.detach(Date.now());
     session.restore({ ...moved.checkpoint, nextSeq: arrivalsFrom }, []);
     for (const subscription of moved.subscriptions) {
@@ -260,8 +268,7 @@ export class Sessions {
     const changes: RouteChange[] = broker.table.setConnected(session.id, session.subscriptions.keys(), false);
     broker.changeRoutes(changes);
     this.#save(session);
-    for (const at of [session.willAt, session.expiresAt])
-      if (at > 0 && at < Number.MAX_SAFE_INTEGER) broker.host.ringAt(at);
+    for (const at of [session.willAt, session.expiresAt]) if (at > 0 && at !== atNoTime) broker.host.ringAt(at);
   }
 
   /** Settles what is due by now. @returns when the next is, in ms since the epoch, or Infinity. */
@@ -298,7 +305,7 @@ export class Sessions {
   // ---- saving -----------------------------------------------------------------------------------------------------
 
   touch(session: Session): void {
-    if (!session.dirty || this.#loaded.get(session.id) !== session) return;
+    if (!session.dirty || !this.has(session)) return;
     if (!this.#dirty.has(session)) this.#dirty.set(session, -1);
     if (session.urgent) this.#urgent.add(session);
     this.saveSoon();
