@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { authorize, faultOfRuleTopic } from "../../mqtt/authorization.ts";
+import { authorize, faultOfRuleTopic, hasReadDenials, refusalOf } from "../../mqtt/authorization.ts";
 import type { Rule } from "../../mqtt/authorization.ts";
 import { matches } from "../../mqtt/topic.ts";
 import { random } from "../support/random.ts";
@@ -40,6 +40,20 @@ describe("[G9] authorization", () => {
     ];
     expect(authorize(rules, alice, "publish", "a")).toBe(false);
     expect(authorize(rules, alice, "subscribe", "a")).toBe(true);
+  });
+
+  it("tells a refused subscriber what the rule says", () => {
+    const silent: Rule = { permission: "deny", action: "subscribe", topics: ["a"], reason_code: 0x80 };
+    expect(refusalOf([silent, allowAll], alice, "subscribe", "a")).toBe(0x80);
+    expect(refusalOf([deny("a"), allowAll], alice, "subscribe", "a")).toBe(0x87);
+    expect(refusalOf([allow("b")], alice, "subscribe", "a")).toBe(0x87);
+    expect(refusalOf([silent, allowAll], alice, "publish", "a")).toBeUndefined();
+  });
+
+  it("knows whether granted subscriptions may still match what is denied", () => {
+    expect(hasReadDenials([allowAll, deny("a")])).toBe(true);
+    expect(hasReadDenials([{ permission: "deny", action: "publish" }, allowAll])).toBe(false);
+    expect(hasReadDenials([])).toBe(false);
   });
 
   it("tells who", () => {
@@ -86,17 +100,18 @@ describe("[G9] authorization", () => {
   it.each([
     ["secret/#", "secret/x", true],
     ["secret/#", "secret", true],
-    ["secret/#", "#", true],
-    ["secret/#", "+", true],
-    ["secret/#", "+/x", true],
-    ["secret/#", "+/#", true],
+    ["secret/#", "secret/+/x", true],
+    ["secret/#", "#", false],
+    ["secret/#", "+", false],
+    ["secret/#", "+/x", false],
+    ["secret/#", "+/#", false],
     ["secret/#", "public/#", false],
-    ["secret/x", "+/+", true],
-    ["secret/x", "secret/+/#", true],
+    ["secret/x", "+/+", false],
+    ["secret/x", "secret/+/#", false],
     ["secret/x", "+/y", false],
     ["secret/x", "+", false],
     ["secret/x", "secret/x/+", false],
-    ["a/+/c", "a/b/+", true],
+    ["a/+/c", "a/b/+", false],
     ["a/+/c", "+/b/d", false],
     ["$SYS/#", "#", false],
     ["$SYS/#", "+/brokers", false],
@@ -104,7 +119,7 @@ describe("[G9] authorization", () => {
     ["#", "$SYS/#", false],
     ["eq #", "#", true],
     ["eq #", "a/#", false],
-  ])("deny %s touches a subscription to %s: %s", (rule, filter, denied) => {
+  ])("deny %s covers a subscription to %s: %s", (rule, filter, denied) => {
     expect(authorize([deny(rule), allowAll], alice, "subscribe", filter)).toBe(!denied);
   });
 
@@ -133,7 +148,7 @@ describe("[G9] authorization", () => {
         expect(authorize(denyOwn, who, "publish", topic)).toBe(!topic.startsWith("c/"));
       }
       expect(authorize(allowOwn, who, "subscribe", `c/${clientId}`)).toBe(false);
-      expect(authorize(denyOwn, who, "subscribe", "#")).toBe(false);
+      expect(authorize(denyOwn, who, "subscribe", "c/+/x")).toBe(false);
     },
   );
 
@@ -167,7 +182,12 @@ describe("[G9] authorization", () => {
       const allowed = authorize([allow(rule)], alice, "subscribe", wanted);
       if (allowed) expect([rule, wanted, covered]).toEqual([rule, wanted, true]);
       const denied = !authorize([deny(rule), allowAll], alice, "subscribe", wanted);
-      expect([rule, wanted, denied]).toEqual([rule, wanted, touched]);
+      if (denied) expect([rule, wanted, covered]).toEqual([rule, wanted, true]);
+      // What a deny touches and does not cover is kept back at delivery, topic by topic.
+      for (const topic of own) {
+        const delivered = authorize([deny(rule), allowAll], alice, "subscribe", topic);
+        expect([rule, topic, delivered]).toEqual([rule, topic, !matches(rule, topic)]);
+      }
       const matched = topics.filter((topic) => matches(rule, topic));
       expect(topics.filter((topic) => authorize([allow(rule)], alice, "publish", topic))).toEqual(matched);
       expect(topics.filter((topic) => !authorize([deny(rule), allowAll], alice, "publish", topic))).toEqual(matched);
