@@ -1,0 +1,1025 @@
+import { describe, expect, test } from "vitest";
+import { limits } from "../../mqtt/limits.ts";
+import { isExpired, type QoS } from "../../mqtt/message.ts";
+import { expiryNever, Session, type Checkpoint, type Delivery, type Outgoing, type Will } from "../../mqtt/session.ts";
+import { random } from "../support/random.ts";
+
+const now = 1_700_000_000_000;
+const plenty = 1000;
+
+function delivery(id: string, { qos = 1, bytes = 1, expiresAt = 0, shared }: DeliveryOptions = {}): Delivery {
+  return {
+    message: {
+      id,
+      topic: "t",
+      payload: new Uint8Array(bytes),
+      qos,
+      retain: false,
+      properties: new Uint8Array(0),
+      expiresAt,
+      from: "publisher",
+    },
+    qos,
+    retain: false,
+    subscriptionIds: [],
+    shared,
+  };
+}
+
+interface DeliveryOptions {
+  readonly qos?: QoS;
+  readonly bytes?: number;
+  readonly expiresAt?: number;
+  readonly shared?: string;
+}
+
+function will(delaySeconds: number): Will {
+  const nothing = new Uint8Array(0);
+  return {
+    topic: "w",
+    payload: nothing,
+    qos: 0,
+    retain: false,
+    properties: nothing,
+    messageExpiryInterval: undefined,
+    delaySeconds,
+  };
+}
+
+/** What a node does with a session's messages: rows by number, and the last checkpoint. */
+class Disk {
+  rows = new Map<number, Delivery>();
+  checkpoint: Checkpoint | undefined;
+
+  readonly load = (seq: number): Delivery | undefined => this.rows.get(seq);
+
+  save(session: Session): void {
+    for (const { seq, delivery } of session.unwritten()) this.rows.set(seq, delivery);
+    for (const seq of this.rows.keys()) if (seq < session.lowestSeq) this.rows.delete(seq);
+    // As it is on disk: nothing is shared with the session that goes on.
+    this.checkpoint = JSON.parse(JSON.stringify(session.checkpoint())) as Checkpoint;
+    session.dirty = false;
+    session.urgent = false;
+  }
+
+  /** The session as another life of the object finds it. */
+  restore(): Session {
+    const session = new Session(1, "c");
+    session.expiryInterval = expiryNever;
+    const stored = [...this.rows]
+      .filter(([seq]) => seq > this.checkpoint!.sentUpTo)
+      .sort(([a], [b]) => a - b)
+      .map(([seq, { shared }]) => ({ seq, bytes: 100, shared: shared !== undefined }));
+    session.restore(this.checkpoint!, stored);
+    session.loadInflight(this.load);
+    return session;
+  }
+
+  /** A durable session's message is on disk before anything else happens. */
+  enqueue(session: Session, each: Delivery, queueLengthMax = plenty): { seq: number; dropped: number[] } {
+    const enqueued = session.enqueue(each, queueLengthMax);
+    this.rows.set(enqueued.seq, each);
+    session.written(enqueued.seq);
+    for (const seq of enqueued.dropped) this.rows.delete(seq);
+    return enqueued;
+  }
+}
+
+function durable(): Session {
+  const session = new Session(1, "c");
+  session.expiryInterval = expiryNever;
+  return session;
+}
+
+/** Everything that may leave now, as "1 a" (packet id and message), "1 a dup" and "1 pubrel". */
+function sent(session: Session, load: (seq: number) => Delivery | undefined = () => undefined, at = now): string[] {
+  return [...outgoing(session, load, at)].map((each) =>
+    each.kind === "pubrel"
+      ? `${each.packetId} pubrel`
+      : `${each.packetId} ${each.delivery.message.id}${each.dup ? " dup" : ""}`,
+  );
+}
+
+function* outgoing(
+  session: Session,
+  load: (seq: number) => Delivery | undefined,
+  at: number,
+): Generator<Outgoing, undefined> {
+  for (let next = session.nextToSend(at, load); next; next = session.nextToSend(at, load)) yield next;
+}
+
+describe("sending", () => {
+  test("nothing is sent without a connection, and all of it with one", () => {
+    const session = durable();
+    session.enqueue(delivery("a"), plenty);
+    expect(sent(session)).toEqual([]);
+    session.attach(10);
+    expect(sent(session)).toEqual(["1 a"]);
+    expect(sent(session)).toEqual([]);
+  });
+
+  test("[MQTT-3.3.4-9] no more than the Receive Maximum is unacknowledged; each end of an exchange lets one more out", () => {
+    const session = durable();
+    for (const id of ["a", "b", "c", "d", "e"]) session.enqueue(delivery(id, { qos: id < "c" ? 1 : 2 }), plenty);
+    session.attach(2);
+    expect(sent(session)).toEqual(["1 a", "2 b"]);
+    session.handlePuback(2);
+    expect(sent(session)).toEqual(["3 c"]);
+    session.handlePuback(1);
+    expect(sent(session)).toEqual(["4 d"]);
+    session.handlePubrec(3, 0);
+    expect(sent(session)).toEqual([]);
+    session.handlePubcomp(3);
+    expect(sent(session)).toEqual(["5 e"]);
+    session.handlePubrec(4, 0x80); // a refusal ends the exchange
+    session.enqueue(delivery("f"), plenty);
+    expect(sent(session)).toEqual(["6 f"]);
+  });
+
+  test("[MQTT-4.3.2-1] [MQTT-2.2.1-4] a packet id is not given out again while it is in use, past 65535 too", () => {
+    const session = durable();
+    session.restore(
+      { nextSeq: 3, sentUpTo: 2, nextPacketId: 65_534, inflight: [], received: [], retainedReads: [], unsent: [] },
+      [],
+    );
+    session.attach(65_535);
+    for (const id of ["a", "b", "c", "d"]) session.enqueue(delivery(id), plenty);
+    expect(sent(session)).toEqual(["65534 a", "65535 b", "1 c", "2 d"]);
+    const again = durable();
+    again.restore(
+      {
+        nextSeq: 3,
+        sentUpTo: 2,
+        nextPacketId: 65_535,
+        inflight: [
+          [1, 1, "pubrel"],
+          [65_535, 2, "pubrel"],
+        ],
+        received: [],
+        retainedReads: [],
+        unsent: [],
+      },
+      [],
+    );
+    again.attach(10);
+    again.enqueue(delivery("e"), plenty);
+    expect(sent(again)).toEqual(["1 pubrel", "65535 pubrel", "2 e"]);
+  });
+
+  test("every packet id can be in use at once", () => {
+    const session = durable();
+    session.attach(65_535);
+    for (let count = 0; count < 65_536; count++) session.enqueue(delivery("m"), 100_000);
+    const ids = new Set([...outgoing(session, () => undefined, now)].map((each) => each.packetId));
+    expect(ids.size).toBe(65_535);
+    expect([Math.min(...ids), Math.max(...ids)]).toEqual([1, 65_535]);
+    session.handlePuback(4711);
+    expect(sent(session)).toEqual(["4711 m"]);
+  });
+
+  test("[MQTT-3.3.2-5] what has expired in the queue is not sent", () => {
+    const session = durable();
+    session.enqueue(delivery("a", { expiresAt: now + 1000 }), plenty);
+    session.enqueue(delivery("b", { expiresAt: now + 1001, qos: 2 }), plenty);
+    session.attach(10);
+    expect(sent(session, undefined, now + 1000)).toEqual(["1 b"]);
+    expect(session.queued).toBe(0);
+  });
+
+  test("[MQTT-3.1.2-25] what the client cannot take counts as delivered", () => {
+    const session = durable();
+    session.attach(1);
+    session.enqueue(delivery("large"), plenty);
+    session.enqueue(delivery("small"), plenty);
+    expect(sent(session)).toEqual(["1 large"]);
+    session.discard(1);
+    expect(sent(session)).toEqual(["2 small"]);
+  });
+
+  test("an acknowledgement of an unknown id changes nothing", () => {
+    const session = durable();
+    session.attach(1);
+    session.enqueue(delivery("a"), plenty);
+    session.enqueue(delivery("b"), plenty);
+    expect(sent(session)).toEqual(["1 a"]);
+    session.handlePuback(7);
+    session.handlePubrec(7, 0);
+    session.handlePubrec(7, 0x80);
+    session.handlePubcomp(7);
+    session.discard(7);
+    expect(sent(session)).toEqual([]);
+    expect(session.inflightCount).toBe(1);
+  });
+
+  test("[MQTT-4.3.3-4] a repeated PUBREC asks for PUBREL again, and does not end the exchange", () => {
+    const session = durable();
+    session.attach(1);
+    session.enqueue(delivery("a", { qos: 2 }), plenty);
+    expect(sent(session)).toEqual(["1 a"]);
+    session.handlePubrec(1, 0);
+    session.handlePubrec(1, 0);
+    expect(session.inflightCount).toBe(1);
+    session.handlePubcomp(1);
+    expect(session.inflightCount).toBe(0);
+  });
+});
+
+describe("a new connection", () => {
+  test("[MQTT-4.4.0-1] [MQTT-3.3.1-1] [MQTT-4.6.0-1] all that is unacknowledged comes again, in order, marked DUP, with its packet ids", () => {
+    const session = durable();
+    session.attach(4);
+    for (const id of ["a", "b", "c", "d", "e"]) session.enqueue(delivery(id, { qos: id === "c" ? 2 : 1 }), plenty);
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c", "4 d"]);
+    session.handlePuback(2);
+    session.detach(now);
+    expect(sent(session)).toEqual([]);
+    session.attach(10);
+    expect(sent(session)).toEqual(["1 a dup", "3 c dup", "4 d dup", "5 e"]);
+    expect(sent(session)).toEqual([]);
+  });
+
+  test("[MQTT-4.3.3-6] after PUBREC the message is not sent again, PUBREL is", () => {
+    const session = durable();
+    session.attach(4);
+    session.enqueue(delivery("a", { qos: 2 }), plenty);
+    expect(sent(session)).toEqual(["1 a"]);
+    session.handlePubrec(1, 0);
+    session.detach(now);
+    session.attach(4);
+    expect(sent(session)).toEqual(["1 pubrel"]);
+    session.detach(now);
+    session.attach(4);
+    expect(sent(session)).toEqual(["1 pubrel"]);
+    session.handlePubcomp(1);
+    session.detach(now);
+    session.attach(4);
+    expect(sent(session)).toEqual([]);
+  });
+
+  test("[MQTT-3.3.4-9] a smaller Receive Maximum holds for what is sent again, before anything new", () => {
+    const session = durable();
+    session.attach(3);
+    for (const id of ["a", "b", "c", "d"]) session.enqueue(delivery(id), plenty);
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
+    session.detach(now);
+    session.attach(1);
+    expect(sent(session)).toEqual(["1 a dup"]);
+    session.handlePuback(1);
+    expect(sent(session)).toEqual(["2 b dup"]);
+    session.handlePuback(2);
+    expect(sent(session)).toEqual(["3 c dup"]);
+    session.handlePuback(3);
+    expect(sent(session)).toEqual(["4 d"]);
+  });
+
+  test("[MQTT-3.3.4-10] PUBREL does not wait for the Receive Maximum", () => {
+    const session = durable();
+    session.attach(3);
+    for (const id of ["a", "b", "c"]) session.enqueue(delivery(id, { qos: 2 }), plenty);
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
+    session.handlePubrec(2, 0);
+    session.handlePubrec(3, 0);
+    session.detach(now);
+    session.attach(1);
+    expect(sent(session).sort()).toEqual(["1 a dup", "2 pubrel", "3 pubrel"]);
+  });
+
+  test("an acknowledgement that comes before its message was sent again ends the exchange", () => {
+    const session = durable();
+    session.attach(2);
+    for (const id of ["a", "b", "c"]) session.enqueue(delivery(id), plenty);
+    expect(sent(session)).toEqual(["1 a", "2 b"]);
+    session.detach(now);
+    session.attach(1);
+    expect(sent(session)).toEqual(["1 a dup"]);
+    session.handlePuback(2);
+    session.handlePuback(1);
+    expect(sent(session)).toEqual(["3 c"]);
+  });
+
+  test("QoS 1 that has expired meanwhile is not sent again; a QoS 2 exchange is completed", () => {
+    const session = durable();
+    session.attach(3);
+    session.enqueue(delivery("a", { expiresAt: now + 1000 }), plenty);
+    session.enqueue(delivery("b", { expiresAt: now + 1000, qos: 2 }), plenty);
+    session.enqueue(delivery("c"), plenty);
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
+    session.detach(now);
+    session.attach(1);
+    expect(sent(session, undefined, now + 1000)).toEqual(["2 b dup"]);
+    session.handlePubrec(2, 0);
+    session.handlePubcomp(2);
+    expect(sent(session, undefined, now + 1000)).toEqual(["3 c dup"]);
+  });
+});
+
+describe("the queue's bounds [G6]", () => {
+  test("the oldest waiting message makes room and its number is told", () => {
+    const session = durable();
+    expect(session.enqueue(delivery("a"), 2)).toEqual({ seq: 1, dropped: [] });
+    expect(session.enqueue(delivery("b"), 2)).toEqual({ seq: 2, dropped: [] });
+    expect(session.enqueue(delivery("c"), 2)).toEqual({ seq: 3, dropped: [1] });
+    expect(session.queued).toBe(2);
+    session.attach(10);
+    expect(sent(session)).toEqual(["1 b", "2 c"]);
+  });
+
+  test("what has been sent is not dropped", () => {
+    const session = durable();
+    session.attach(1);
+    session.enqueue(delivery("a"), 1);
+    expect(sent(session)).toEqual(["1 a"]);
+    expect(session.enqueue(delivery("b"), 1).dropped).toEqual([]);
+    expect(session.enqueue(delivery("c"), 1).dropped).toEqual([2]);
+    session.detach(now);
+    session.attach(2);
+    expect(sent(session)).toEqual(["1 a dup", "2 c"]);
+  });
+
+  test("a smaller bound drops as many as needed", () => {
+    const session = durable();
+    for (const id of ["a", "b", "c", "d"]) session.enqueue(delivery(id), plenty);
+    expect(session.enqueue(delivery("e"), 2).dropped).toEqual([1, 2, 3]);
+  });
+
+  test("bytes are bounded as messages are, and what left the queue is not counted", () => {
+    const session = durable();
+    const third = Math.floor(limits.mqueueBytesMax / 3);
+    for (const id of ["a", "b"]) expect(session.enqueue(delivery(id, { bytes: third }), plenty).dropped).toEqual([]);
+    expect(session.enqueue(delivery("c", { bytes: third }), plenty).dropped).toEqual([1]);
+    session.attach(1);
+    expect(sent(session)).toEqual(["1 b"]);
+    expect(session.enqueue(delivery("d", { bytes: third }), plenty).dropped).toEqual([]);
+    expect(session.enqueue(delivery("e", { bytes: limits.mqueueBytesMax }), plenty).dropped).toEqual([3, 4]);
+  });
+
+  test("a message larger than the bound is alone, not refused", () => {
+    const session = durable();
+    session.enqueue(delivery("a", { bytes: limits.mqueueBytesMax + 1 }), plenty);
+    session.attach(1);
+    expect(sent(session)).toEqual(["1 a"]);
+  });
+
+  test("of a long queue on disk only some is held in memory, and all of it is sent", () => {
+    const session = durable();
+    const disk = new Disk();
+    const ids = Array.from({ length: limits.mqueueLoadedMax + 20 }, (_, index) => `m${index}`);
+    for (const id of ids) disk.enqueue(session, delivery(id));
+    session.attach(plenty);
+    const loaded: number[] = [];
+    const load = (seq: number) => {
+      loaded.push(seq);
+      return disk.load(seq);
+    };
+    expect(sent(session, load)).toEqual(ids.map((id, index) => `${index + 1} ${id}`));
+    expect(loaded).toHaveLength(20);
+  });
+
+  test("a message that is no longer on disk is passed over", () => {
+    const session = durable();
+    const disk = new Disk();
+    for (let count = 0; count <= limits.mqueueLoadedMax + 1; count++) disk.enqueue(session, delivery(`m${count}`));
+    const last = limits.mqueueLoadedMax + 2;
+    disk.rows.delete(last - 1);
+    session.attach(plenty);
+    const left = sent(session, disk.load);
+    expect(left).toHaveLength(last - 1);
+    expect(left.at(-1)).toBe(`${last - 1} m${last - 1}`);
+  });
+});
+
+describe("disk", () => {
+  test("[G1] an old checkpoint and newer rows lose nothing: what was sent since comes again", () => {
+    const session = durable();
+    const disk = new Disk();
+    session.attach(2);
+    for (const id of ["a", "b", "c", "d"]) disk.enqueue(session, delivery(id));
+    expect(sent(session, disk.load)).toEqual(["1 a", "2 b"]);
+    disk.save(session);
+    session.handlePuback(1);
+    expect(sent(session, disk.load)).toEqual(["3 c"]);
+    disk.enqueue(session, delivery("e"));
+    const restored = disk.restore();
+    expect(restored.queued).toBe(3);
+    restored.attach(10);
+    expect(sent(restored, disk.load)).toEqual(["1 a dup", "2 b dup", "3 c", "4 d", "5 e"]);
+  });
+
+  test("rows below the lowest number needed may go; a session being adopted needs them all", () => {
+    const session = durable();
+    const disk = new Disk();
+    expect(session.lowestSeq).toBe(1);
+    session.attach(2);
+    for (const id of ["a", "b", "c"]) disk.enqueue(session, delivery(id));
+    expect(sent(session)).toEqual(["1 a", "2 b"]);
+    session.handlePuback(2);
+    expect(session.lowestSeq).toBe(1);
+    expect(sent(session)).toEqual(["3 c"]);
+    session.handlePuback(1);
+    expect(session.lowestSeq).toBe(3);
+    session.handlePuback(3);
+    expect(session.lowestSeq).toBe(4);
+    session.adopting = true;
+    expect(session.lowestSeq).toBe(0);
+  });
+
+  test("what is only in memory is written once: the window, then the queue", () => {
+    const session = new Session(1, "c");
+    session.attach(1);
+    session.enqueue(delivery("a"), plenty);
+    session.enqueue(delivery("b"), plenty);
+    expect(sent(session)).toEqual(["1 a"]);
+    expect([...session.unwritten()].map(({ seq }) => seq)).toEqual([1, 2]);
+    expect([...session.unwritten()]).toEqual([]);
+    session.enqueue(delivery("c"), plenty);
+    expect([...session.unwritten()].map(({ seq }) => seq)).toEqual([3]);
+  });
+
+  test("[G1] QoS 2 states are urgent where the session outlives its connection, and only there", () => {
+    for (const expiryInterval of [0, 60]) {
+      const session = new Session(1, "c");
+      session.expiryInterval = expiryInterval;
+      const isUrgent = () => {
+        const { urgent } = session;
+        session.urgent = false;
+        return urgent;
+      };
+      session.attach(2);
+      session.enqueue(delivery("a", { qos: 2 }), plenty);
+      session.enqueue(delivery("b"), plenty);
+      expect(sent(session)).toEqual(["1 a", "2 b"]);
+      expect(isUrgent()).toBe(expiryInterval > 0);
+      session.handlePuback(2);
+      expect(isUrgent()).toBe(false);
+      session.handlePubrec(1, 0);
+      expect(isUrgent()).toBe(expiryInterval > 0);
+      const received = session.receive(9, 10);
+      if (received === "full") throw new Error("full");
+      received.receipt.reasonCode = 0;
+      session.handleReceived(received.receipt);
+      expect(isUrgent()).toBe(expiryInterval > 0);
+      session.handlePubrel(9);
+      expect(isUrgent()).toBe(expiryInterval > 0);
+    }
+  });
+
+  test("every change makes the session dirty", () => {
+    const session = durable();
+    const changes: [string, () => void][] = [
+      ["attach", () => session.attach(1)],
+      ["enqueue", () => session.enqueue(delivery("a"), plenty)],
+      ["send", () => sent(session)],
+      ["puback", () => session.handlePuback(1)],
+      ["detach", () => session.detach(now)],
+    ];
+    for (const [name, change] of changes) {
+      session.dirty = false;
+      const { revision } = session;
+      change();
+      expect({ name, dirty: session.dirty, risen: session.revision > revision }).toEqual({
+        name,
+        dirty: true,
+        risen: true,
+      });
+    }
+  });
+
+  test("retained reads and incoming packet ids survive", () => {
+    const session = durable();
+    const disk = new Disk();
+    const subscription = {
+      filter: "a/#",
+      qos: 1 as const,
+      noLocal: false,
+      retainAsPublished: false,
+      retainHandling: 0 as const,
+      subscriptionId: 7,
+    };
+    session.retainedReads.push({ subscription, after: "a/b" });
+    const received = session.receive(300, 10);
+    if (received === "full") throw new Error("full");
+    received.receipt.reasonCode = 0;
+    session.handleReceived(received.receipt);
+    disk.save(session);
+    const restored = disk.restore();
+    expect(restored.retainedReads).toEqual([{ subscription, after: "a/b" }]);
+    expect([...restored.receivedIds()]).toEqual([300]);
+    expect(restored.receive(300, 10)).toMatchObject({ isNew: false });
+  });
+
+  test("[MQTT-4.4.0-1] after sleep nothing is sent again on the connection that is still open", () => {
+    const session = durable();
+    const disk = new Disk();
+    session.attach(3);
+    for (const id of ["a", "b", "c", "d"]) disk.enqueue(session, delivery(id, { qos: 2 }));
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
+    session.handlePubrec(1, 0);
+    disk.save(session);
+    const woken = disk.restore();
+    woken.connected = true;
+    woken.reattach(3);
+    expect(sent(woken, disk.load)).toEqual([]);
+    woken.handlePubcomp(1);
+    expect(sent(woken, disk.load)).toEqual(["4 d"]);
+    woken.handlePubrec(2, 0);
+    woken.handlePubcomp(2);
+    woken.handlePubrec(3, 0x80);
+    expect(sent(woken, disk.load)).toEqual([]);
+    expect(woken.inflightCount).toBe(1);
+  });
+
+  test("[MQTT-4.4.0-1] what a small Receive Maximum held back before sleep is sent after it", () => {
+    const session = durable();
+    const disk = new Disk();
+    session.attach(3);
+    for (const id of ["a", "b", "c", "d"]) disk.enqueue(session, delivery(id));
+    expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
+    session.detach(now);
+    session.attach(1);
+    expect(sent(session, disk.load)).toEqual(["1 a dup"]);
+    disk.save(session);
+    const woken = disk.restore();
+    woken.connected = true;
+    woken.reattach(1);
+    expect(sent(woken, disk.load)).toEqual([]);
+    woken.handlePuback(1);
+    expect(sent(woken, disk.load)).toEqual(["2 b dup"]);
+    woken.handlePuback(2);
+    expect(sent(woken, disk.load)).toEqual(["3 c dup"]);
+    woken.handlePuback(3);
+    expect(sent(woken, disk.load)).toEqual(["4 d"]);
+  });
+});
+
+describe("time", () => {
+  test("[MQTT-3.1.2-8] without a delay the will is due when the connection is gone", () => {
+    const session = durable();
+    session.attach(1);
+    session.will = will(0);
+    expect(session.due(now).will).toBeUndefined();
+    session.detach(now);
+    expect(session.due(now)).toMatchObject({ will: { topic: "w" }, ended: false });
+    expect(session.due(now).will).toBeUndefined();
+  });
+
+  test("[MQTT-3.1.3-9] the will waits for its delay, and a new connection within it takes it back", () => {
+    const session = durable();
+    session.will = will(10);
+    session.attach(1);
+    session.detach(now);
+    expect(session.due(now + 9999).will).toBeUndefined();
+    session.attach(1);
+    expect(session.due(now + 20_000)).toEqual({ will: undefined, ended: false });
+    session.detach(now + 20_000);
+    expect(session.due(now + 29_999).will).toBeUndefined();
+    expect(session.due(now + 30_000).will).toBeDefined();
+  });
+
+  test("[MQTT-3.1.2-8] the session's end does not wait for the will's delay", () => {
+    const session = new Session(1, "c");
+    session.expiryInterval = 5;
+    session.will = will(10);
+    session.attach(1);
+    session.detach(now);
+    expect(session.due(now + 4999)).toEqual({ will: undefined, ended: false });
+    expect(session.due(now + 5000)).toMatchObject({ will: { topic: "w" }, ended: true });
+  });
+
+  test("[MQTT-3.1.2-23] the session ends its expiry interval after the connection: 0 at once, 2^32-1 never", () => {
+    for (const [expiryInterval, at, ended] of [
+      [0, now, true],
+      [60, now + 59_999, false],
+      [60, now + 60_000, true],
+      [expiryNever - 1, now + (expiryNever - 1) * 1000, true],
+      [expiryNever, now + expiryNever * 1000 * 1000, false],
+    ] as const) {
+      const session = new Session(1, "c");
+      session.expiryInterval = expiryInterval;
+      session.attach(1);
+      expect(session.due(at).ended).toBe(false);
+      session.detach(now);
+      expect({ expiryInterval, at, ended: session.due(at).ended }).toEqual({ expiryInterval, at, ended });
+    }
+  });
+
+  test("a session that was never attached has no deadline and is not detached", () => {
+    const session = new Session(1, "c");
+    expect(session.detached).toBe(false);
+    expect(session.due(now)).toEqual({ will: undefined, ended: false });
+  });
+});
+
+describe("receiving QoS 2", () => {
+  const receive = (session: Session, packetId: number, max = 10) => {
+    const received = session.receive(packetId, max);
+    if (received === "full") throw new Error("full");
+    return received;
+  };
+
+  test("[MQTT-4.3.3-10] a packet id is new once, until its PUBREL", () => {
+    const session = durable();
+    const first = receive(session, 7);
+    expect(first.isNew).toBe(true);
+    expect(receive(session, 7)).toEqual({ receipt: first.receipt, isNew: false });
+    first.receipt.reasonCode = 0;
+    session.handleReceived(first.receipt);
+    session.detach(now);
+    session.attach(1);
+    expect(receive(session, 7)).toEqual({ receipt: { packetId: 7, qos: 2, reasonCode: 0 }, isNew: false });
+    expect(session.handlePubrel(7)).toBe(true);
+    expect(session.handlePubrel(7)).toBe(false);
+    expect(receive(session, 7).isNew).toBe(true);
+  });
+
+  test("[MQTT-4.3.3-9] a refused packet id is free again", () => {
+    const session = durable();
+    const { receipt } = receive(session, 7);
+    receipt.reasonCode = 0x97;
+    session.handleReceived(receipt);
+    expect([...session.receivedIds()]).toEqual([]);
+    expect(session.handlePubrel(7)).toBe(false);
+    expect(receive(session, 7).isNew).toBe(true);
+  });
+
+  test("[G6] no more than max_awaiting_rel ids are held, and a known one is never refused", () => {
+    const session = durable();
+    const { receipt } = receive(session, 1, 2);
+    receipt.reasonCode = 0;
+    session.handleReceived(receipt);
+    receive(session, 2, 2);
+    expect(session.receive(3, 2)).toBe("full");
+    expect(receive(session, 1, 2).isNew).toBe(false);
+    expect(receive(session, 2, 2).isNew).toBe(false);
+    session.handlePubrel(1);
+    expect(receive(session, 3, 2).isNew).toBe(true);
+  });
+
+  test("[MQTT-4.3.3-10] seeded: each message is published once, over reconnects, sleep and answers in any order", () => {
+    for (let seed = 1; seed <= 200; seed++) {
+      const next = random(seed);
+      const pick = (below: number) => Math.floor(next() * below);
+      const disk = new Disk();
+      let session = durable();
+      const published: string[] = [];
+      /** The client's side: what it has not got PUBCOMP for. */
+      const unacknowledged = new Map<number, { id: string; released: boolean }>();
+      let receiving: { packetId: number; qos: 1 | 2; reasonCode: number | undefined }[] = [];
+      let messages = 0;
+      const publish = (packetId: number) => {
+        const received = receive(session, packetId, 100);
+        if (!received.isNew) return;
+        published.push(unacknowledged.get(packetId)!.id);
+        receiving.push(received.receipt);
+      };
+      for (let step = 0; step < 200; step++) {
+        const packetId = 1 + pick(5);
+        const known = unacknowledged.get(packetId);
+        switch (pick(5)) {
+          case 0:
+            if (known) break;
+            unacknowledged.set(packetId, { id: `m${messages++}`, released: false });
+            publish(packetId);
+            break;
+          case 1: {
+            const [receipt] = receiving.splice(pick(receiving.length), 1);
+            if (!receipt) break;
+            receipt.reasonCode = 0;
+            session.handleReceived(receipt);
+            break;
+          }
+          case 2: // PUBREC has come: from now on only PUBREL is sent.
+            if (!known || ![...session.receivedIds()].includes(packetId)) break;
+            known.released = true;
+            break;
+          case 3: // PUBREL, and PUBCOMP gets through or not.
+            if (!known?.released) break;
+            session.handlePubrel(packetId);
+            if (next() < 0.7) unacknowledged.delete(packetId);
+            break;
+          default: // A new connection, to a session that slept or not: everything again.
+            if (receiving.length === 0 && next() < 0.5) {
+              disk.save(session);
+              session = disk.restore();
+            }
+            for (const [id, { released }] of unacknowledged) {
+              if (!released) publish(id);
+              else if (next() < 0.5) session.handlePubrel(id);
+            }
+        }
+        if (session.urgent) disk.save(session);
+      }
+      expect({ seed, published }).toEqual({ seed, published: Array.from({ length: messages }, (_, n) => `m${n}`) });
+      receiving = [];
+    }
+  });
+});
+
+describe("shared subscriptions", () => {
+  test("[MQTT-4.8.2-5] at the session's end another member gets what was not sent, and QoS 1 unacknowledged", () => {
+    const session = durable();
+    const disk = new Disk();
+    const shared = "$share/g/t";
+    session.attach(3);
+    disk.enqueue(session, delivery("acknowledged", { shared }));
+    disk.enqueue(session, delivery("unacknowledged", { shared }));
+    disk.enqueue(session, delivery("begun", { shared, qos: 2 }));
+    disk.enqueue(session, delivery("not shared"));
+    disk.enqueue(session, delivery("waiting 1", { shared }));
+    disk.enqueue(session, delivery("waiting 2", { shared, qos: 2 }));
+    expect(sent(session)).toHaveLength(3);
+    session.handlePuback(1);
+    const left = ["unacknowledged", "waiting 1", "waiting 2"];
+    expect([...session.redispatchable(disk.load)].map(({ message }) => message.id)).toEqual(left);
+    disk.save(session);
+    expect([...disk.restore().redispatchable(disk.load)].map(({ message }) => message.id)).toEqual(left);
+  });
+});
+
+// ---- the model ----------------------------------------------------------------------------------------------------------
+
+interface Sent {
+  readonly id: string;
+  readonly qos: QoS;
+}
+
+/**
+ * A client and a broker's disk around a session, written as plainly as can be: lists and sets, and every rule checked
+ * at the moment it matters.
+ */
+class World {
+  readonly disk = new Disk();
+  readonly next: () => number;
+  readonly isDurable: boolean;
+  readonly queueLengthMax = 12;
+  session: Session;
+  now = now;
+  messages = 0;
+
+  /** Messages that the client's application has got. */
+  readonly got = new Map<string, number>();
+  readonly dropped = new Set<string>();
+  readonly refused = new Set<string>();
+  readonly all = new Map<string, Delivery>();
+  readonly idOfSeq = new Map<number, string>();
+  /** Sent at least once, and not only in a life that a crash has undone. */
+  sentOnce = new Set<string>();
+  readonly everSent = new Set<string>();
+  /** Passed over: expired before they were sent. */
+  expired = new Set<string>();
+  /** Messages whose PUBREC the broker has seen. */
+  readonly pubrecSeen = new Set<string>();
+
+  /** The client: QoS 2 ids between PUBLISH and PUBREL, and what is on its way to it. */
+  readonly clientHolds = new Set<number>();
+  inbox: Outgoing[] = [];
+  window = 0;
+  unacknowledgedHere = new Set<number>();
+  lastSeqHere = 0;
+  /** The broker's packet ids in use, now and at the last checkpoint. */
+  inUse = new Map<number, Sent>();
+  saved = { inUse: new Map<number, Sent>(), sentOnce: new Set<string>(), expired: new Set<string>() };
+
+  constructor(seed: number, isDurable: boolean) {
+    this.next = random(seed);
+    this.isDurable = isDurable;
+    this.session = new Session(1, "c");
+    this.session.expiryInterval = isDurable ? expiryNever : 0;
+    this.save();
+    this.connect();
+  }
+
+  pick(below: number): number {
+    return Math.floor(this.next() * below);
+  }
+
+  save(): void {
+    this.disk.save(this.session);
+    this.saved = { inUse: new Map(this.inUse), sentOnce: new Set(this.sentOnce), expired: new Set(this.expired) };
+  }
+
+  /** Before anything leaves. */
+  saveUrgent(): void {
+    if (this.session.urgent) this.save();
+  }
+
+  deliver(): void {
+    const id = `m${this.messages++}`;
+    const expiresAt = this.next() < 0.15 ? this.now + 1 + this.pick(3000) : 0;
+    const each = delivery(id, { qos: this.next() < 0.5 ? 1 : 2, expiresAt });
+    this.all.set(id, each);
+    const waiting = this.waiting();
+    const { seq, dropped } = this.isDurable
+      ? this.disk.enqueue(this.session, each, this.queueLengthMax)
+      : this.session.enqueue(each, this.queueLengthMax);
+    for (const one of dropped) this.disk.rows.delete(one);
+    // The oldest of those that wait, and no more than needed.
+    const tooMany = Math.max(0, waiting.length + 1 - this.queueLengthMax);
+    expect(dropped).toEqual(waiting.slice(0, tooMany));
+    for (const one of dropped) this.dropped.add(this.idOfSeq.get(one)!);
+    this.idOfSeq.set(seq, id);
+    this.pump();
+  }
+
+  /** Messages never sent, by what the world has seen. */
+  waiting(): number[] {
+    return [...this.idOfSeq.keys()].filter((seq) => {
+      const id = this.idOfSeq.get(seq)!;
+      return !this.sentOnce.has(id) && !this.dropped.has(id) && !this.expired.has(id);
+    });
+  }
+
+  pump(): void {
+    if (!this.session.connected) return;
+    for (;;) {
+      const out = this.session.nextToSend(this.now, this.disk.load);
+      if (!out) break;
+      this.handleOut(out);
+      this.passOver();
+    }
+    this.passOver();
+    this.saveUrgent();
+  }
+
+  /** What has left the queue without being sent was the oldest and had expired. */
+  passOver(): void {
+    const waiting = this.waiting();
+    for (const seq of waiting.slice(0, waiting.length - this.session.queued)) {
+      const id = this.idOfSeq.get(seq)!;
+      expect({ id, expired: isExpired(this.all.get(id)!.message, this.now) }).toEqual({ id, expired: true });
+      this.expired.add(id);
+    }
+  }
+
+  handleOut(out: Outgoing): void {
+    this.inbox.push(out);
+    const known = this.inUse.get(out.packetId);
+    if (out.kind === "pubrel") {
+      expect(known && this.pubrecSeen.has(known.id)).toBe(true);
+      return;
+    }
+    const { message, qos } = out.delivery;
+    expect(this.pubrecSeen.has(message.id)).toBe(false);
+    // Order, on each connection.
+    const seq = [...this.idOfSeq].find(([, id]) => id === message.id)![0];
+    expect(seq).toBeGreaterThan(this.lastSeqHere);
+    this.lastSeqHere = seq;
+    // The window.
+    this.unacknowledgedHere.add(out.packetId);
+    expect(this.unacknowledgedHere.size).toBeLessThanOrEqual(this.window);
+    // Packet ids and DUP.
+    expect(out.packetId).toBeGreaterThanOrEqual(1);
+    expect(out.packetId).toBeLessThanOrEqual(65_535);
+    if (this.sentOnce.has(message.id)) {
+      expect(out.dup).toBe(true);
+      expect(known?.id).toBe(message.id);
+      if (qos === 1) expect(isExpired(message, this.now)).toBe(false);
+    } else {
+      expect(out.dup).toBe(false);
+      expect(known).toBeUndefined();
+      expect(isExpired(message, this.now)).toBe(false);
+      this.inUse.set(out.packetId, { id: message.id, qos });
+    }
+    this.sentOnce.add(message.id);
+    this.everSent.add(message.id);
+  }
+
+  /** The client takes any packet that has come, and its answer gets through if the connection holds. */
+  answer(): void {
+    const [packet] = this.inbox.splice(this.pick(this.inbox.length), 1);
+    if (!packet) return;
+    const { packetId } = packet;
+    if (packet.kind === "pubrel") {
+      this.clientHolds.delete(packetId);
+      if (this.next() < 0.05) return this.drop();
+      this.session.handlePubcomp(packetId);
+      this.settle(packetId);
+    } else if (packet.delivery.qos === 1) {
+      this.take(packet.delivery.message.id);
+      if (this.next() < 0.05) return this.drop();
+      this.session.handlePuback(packetId);
+      this.settle(packetId);
+    } else {
+      const refuses = !this.clientHolds.has(packetId) && !packet.dup && this.next() < 0.05;
+      if (refuses) this.refused.add(packet.delivery.message.id);
+      else if (!this.clientHolds.has(packetId)) {
+        this.clientHolds.add(packetId);
+        this.take(packet.delivery.message.id);
+      }
+      if (!refuses && this.next() < 0.05) return this.drop();
+      this.session.handlePubrec(packetId, refuses ? 0x83 : 0);
+      if (refuses) {
+        this.settle(packetId);
+        this.save(); // the client counts on it
+      } else {
+        this.pubrecSeen.add(packet.delivery.message.id);
+        this.saveUrgent();
+        this.inbox.push({ kind: "pubrel", packetId });
+      }
+    }
+    this.pump();
+  }
+
+  take(id: string): void {
+    this.got.set(id, (this.got.get(id) ?? 0) + 1);
+  }
+
+  settle(packetId: number): void {
+    this.inUse.delete(packetId);
+    this.unacknowledgedHere.delete(packetId);
+  }
+
+  /** The connection is gone, with all that was on its way. */
+  drop(): void {
+    this.session.detach(this.now);
+    this.inbox = [];
+  }
+
+  connect(): void {
+    this.inbox = [];
+    this.unacknowledgedHere = new Set();
+    this.lastSeqHere = 0;
+    this.window = 1 + this.pick(6);
+    this.session.attach(this.window);
+    // What has expired in the window is let go.
+    for (const [packetId, { id, qos }] of this.inUse)
+      if (qos === 1 && isExpired(this.all.get(id)!.message, this.now)) this.inUse.delete(packetId);
+    this.pump();
+  }
+
+  /** The object goes without a word: the disk is what is left. */
+  crash(): void {
+    this.session = this.disk.restore();
+    this.inbox = [];
+    this.inUse = new Map(this.saved.inUse);
+    this.sentOnce = new Set(this.saved.sentOnce);
+    this.expired = new Set(this.saved.expired);
+    this.session.detach(this.now);
+  }
+
+  /** The object is evicted between two events: all is written, the socket stays. */
+  sleep(): void {
+    this.save();
+    const { connected, expiryInterval } = this.session;
+    this.session = this.disk.restore();
+    this.session.expiryInterval = expiryInterval;
+    this.session.connected = connected;
+    if (connected) this.session.reattach(this.window);
+    this.pump();
+  }
+
+  step(): void {
+    const dice = this.next();
+    this.now += this.pick(100);
+    if (dice < 0.35) this.deliver();
+    else if (dice < 0.8) this.answer();
+    else if (dice < 0.86) this.save();
+    else if (dice < 0.92) this.sleep();
+    else if (!this.isDurable) this.answer();
+    else if (dice < 0.95) this.crash();
+    else if (this.session.connected) this.drop();
+    else this.connect();
+  }
+
+  /** A client that stays until nothing is left. */
+  drain(): void {
+    if (this.isDurable) {
+      if (this.session.connected) this.drop();
+      this.connect();
+    }
+    for (let left = 10_000; this.inbox.length > 0 || this.session.inflightCount > 0; left--) {
+      expect(left).toBeGreaterThan(0);
+      if (this.inbox.length === 0) expect(this.session.connected).toBe(false);
+      if (!this.session.connected) this.connect();
+      this.answer();
+    }
+  }
+
+  check(): void {
+    expect(this.session.queued).toBe(0);
+    for (const [id, { message, qos }] of this.all) {
+      const times = this.got.get(id) ?? 0;
+      const mayBeMissing = this.dropped.has(id) || this.refused.has(id) || isExpired(message, this.now);
+      if (!mayBeMissing || times > 0) expect({ id, got: times > 0 }).toEqual({ id, got: true });
+      if (qos === 2) expect({ id, times }).toEqual({ id, times: Math.min(times, 1) });
+      if (this.dropped.has(id) && !this.everSent.has(id)) expect(times).toBe(0);
+    }
+  }
+}
+
+describe("seeded, against a client written plainly", () => {
+  test.each([
+    ["a durable session: reconnects, crashes, sleep", true],
+    ["a transient session: sleep", false],
+  ])("[G1] [G2] [MQTT-3.3.4-9] [MQTT-4.6.0-1] %s", (_, isDurable) => {
+    for (let seed = 1; seed <= 100; seed++) {
+      const world = new World(seed, isDurable);
+      try {
+        for (let step = 0; step < 300; step++) world.step();
+        world.drain();
+        world.check();
+      } catch (error) {
+        throw new Error(`seed ${seed}`, { cause: error });
+      }
+    }
+  });
+});
