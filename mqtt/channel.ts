@@ -292,15 +292,12 @@ export class Channel {
     const connecting = this.#state;
     if (connecting.name !== "connecting") return;
     this.#state = { name: "connected", facts: connecting.facts, session };
-    this.#send(this.#connack(connecting, session, sessionPresent));
+    this.#send(this.#connack(connecting, sessionPresent));
     this.#effects.push({ kind: "pump" });
   }
 
-  #connack(
-    { facts, assigned, keepAliveReplaced }: Connecting,
-    session: Session,
-    sessionPresent: boolean,
-  ): ServerPacket {
+  /** Says what differs from what the client asked for or may assume, and no more: its packets may have to be small. */
+  #connack({ facts, assigned, keepAliveReplaced }: Connecting, sessionPresent: boolean): ServerPacket {
     const { settings } = this.#context;
     if (facts.version !== 5)
       // 3.1 has no session present flag
@@ -313,7 +310,6 @@ export class Channel {
         receiveMaximum: this.#receiveMaximum,
         maximumPacketSize: settings.max_packet_size,
         topicAliasMaximum: settings.max_topic_alias,
-        sessionExpiryInterval: session.expiryInterval,
         ...(settings.max_qos_allowed < 2 ? { maximumQoS: settings.max_qos_allowed } : {}), // [MQTT-3.2.2-9]
         ...(settings.retain_available ? {} : { retainAvailable: false }),
         ...(settings.wildcard_subscription ? {} : { wildcardSubscriptionAvailable: false }),
