@@ -1,0 +1,250 @@
+// What an event costs: rows written, which is what Cloudflare bills most for, and timers, which keep an object awake.
+
+import { runInDurableObject } from "cloudflare:test";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import {
+  converse,
+  coreName,
+  coreStub,
+  durable,
+  newNode,
+  nodeStub,
+  publish,
+  publishAndWait,
+  sleep,
+  subscribe,
+} from "./conversation.ts";
+import type { Conversation } from "./conversation.ts";
+
+vi.setConfig({ testTimeout: 20_000 });
+
+/**
+ * The rows that the object writes from now until it sleeps, index entries and deletions too, by table; `alarm` counts
+ * how often the alarm is set, which costs a row each.
+ */
+async function watchRows(name: string): Promise<() => Promise<Record<string, number>>> {
+  const cursors: { table: string; cursor: SqlStorageCursor<Record<string, SqlStorageValue>> }[] = [];
+  let alarms = 0;
+  const watch = (_: unknown, { storage }: DurableObjectState): void => {
+    const { sql } = storage;
+    const exec = sql.exec.bind(sql);
+    sql.exec = ((query: string, ...bindings: SqlStorageValue[]) => {
+      const cursor = exec(query, ...bindings);
+      cursors.push({ table: /(?:INTO|UPDATE|FROM) (\w+)/.exec(query)?.[1] ?? query, cursor });
+      return cursor;
+    }) as typeof sql.exec;
+    const setAlarm = storage.setAlarm.bind(storage);
+    storage.setAlarm = (at, options) => {
+      alarms++;
+      return setAlarm(at, options);
+    };
+  };
+  if (name === coreName) await runInDurableObject(coreStub(), watch);
+  else await runInDurableObject(nodeStub(name), watch);
+  return async () => {
+    await sleep(name);
+    const written: Record<string, number> = alarms > 0 ? { alarm: alarms } : {};
+    for (const { table, cursor } of cursors)
+      if (cursor.rowsWritten > 0) written[table] = (written[table] ?? 0) + cursor.rowsWritten;
+    return written;
+  };
+}
+
+async function acknowledge(client: Conversation, ...payloads: string[]): Promise<void> {
+  const ids: number[] = [];
+  for (const payload of payloads) ids.push((await client.expectMessage(payload)).messageId!);
+  client.send(...ids.map((messageId) => ({ cmd: "puback" as const, messageId })));
+  await client.expectNothing();
+}
+
+describe("rows written", () => {
+  test("for a connection: its session and what a sleeping connection needs; its claim", async () => {
+    const node = newNode();
+    await converse(node);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    const onCore = await watchRows(coreName);
+    const client = await converse(node, { keepalive: 60 });
+    await client.expectNothing();
+    // The row, its unique client id, and then the facts of the connection.
+    expect(await onNode()).toEqual({ session: 3, alarm: 1 });
+    expect(await onCore()).toEqual({ claim: 1 });
+  });
+
+  test("for SUBSCRIBE: one, and one on the core for the first subscriber of a filter only [G3]", async () => {
+    const node = newNode();
+    const first = await converse(node);
+    const second = await converse(node);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    const onCore = await watchRows(coreName);
+    await subscribe(first, ["cost/1", "cost/2"]);
+    await subscribe(second, ["cost/1", "cost/2"]);
+    expect(await onNode()).toEqual({ subscription: 4 });
+    expect(await onCore()).toEqual({ route: 2 });
+  });
+
+  test("for QoS 1 to durable sessions that are away: one a message and session", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const publisher = await converse(newNode());
+    const clients = [await converse(node, durable), await converse(node, durable), await converse(node, durable)];
+    for (const client of clients) await subscribe(client, topic);
+    for (const client of clients) await client.drop();
+    await sleep(node);
+    const onNode = await watchRows(node);
+    const onCore = await watchRows(coreName);
+    await publishAndWait(publisher, topic, "1", "2", "3", "4");
+    const { queue, ...rest } = await onNode();
+    expect(queue).toBe(3 * 4);
+    expect(Object.keys(rest)).toEqual(["session"]);
+    expect(await onCore()).toEqual({});
+  });
+
+  test("for QoS 1 acknowledged by a durable session: the message once and its deletion, and checkpoints", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const publisher = await converse(newNode());
+    const client = await converse(node, durable);
+    await subscribe(client, topic);
+    await sleep(node);
+    const sent = await watchRows(node);
+    publisher.send(...[1, 2, 3, 4, 5].map((messageId) => publish(topic, String(messageId), 1, { messageId })));
+    for (const _ of [1, 2, 3, 4, 5]) await publisher.expect("puback");
+    expect(await sent()).toEqual({ queue: 5, session: 1 });
+    await client.expectMessage("1", { messageId: 1 });
+    for (const payload of ["2", "3", "4", "5"]) await client.expectMessage(payload);
+    const acknowledged = await watchRows(node);
+    client.send(...[1, 2, 3, 4, 5].map((messageId) => ({ cmd: "puback" as const, messageId })));
+    await client.expectNothing();
+    expect(await acknowledged()).toEqual({ queue: 5, session: 1 });
+  });
+
+  test("for QoS 1 acknowledged by a transient session at once: one checkpoint before it sleeps", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const publisher = await converse(newNode());
+    const client = await converse(node);
+    await subscribe(client, topic);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    publisher.send(publish(topic, "1", 1, { messageId: 1 }), publish(topic, "2", 1, { messageId: 2 }));
+    await acknowledge(client, "1", "2");
+    expect(await onNode()).toEqual({ session: 1 });
+  });
+
+  test("for QoS 0, PINGREQ and publishing at QoS 1: none", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const publisher = await converse(newNode());
+    const client = await converse(node, durable);
+    await subscribe(client, topic);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    const onCore = await watchRows(coreName);
+    publisher.send(publish(topic, "1"));
+    await client.expectMessage("1");
+    await publishAndWait(client, `${topic}/other`, "2", "3");
+    await client.expectNothing();
+    expect(await onNode()).toEqual({});
+    expect(await onCore()).toEqual({});
+  });
+
+  test("for incoming QoS 2 to a durable session: one at PUBREC and one at PUBREL [G1]", async () => {
+    const node = newNode();
+    const client = await converse(node, durable);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    client.send(publish(`cost/${node}`, "1", 2, { messageId: 1 }));
+    await client.expect("pubrec");
+    client.send({ cmd: "pubrel", messageId: 1 });
+    await client.expect("pubcomp");
+    expect(await onNode()).toEqual({ session: 2 });
+  });
+});
+
+describe("[G7] timers", () => {
+  const pending = new Map<unknown, number | undefined>();
+
+  beforeEach(() => {
+    pending.clear();
+    const { setTimeout: set, clearTimeout: clear } = globalThis;
+    vi.stubGlobal("setTimeout", (callback: (...args: unknown[]) => void, delay?: number, ...args: unknown[]) => {
+      const timer = set(() => {
+        pending.delete(timer);
+        callback(...args);
+      }, delay);
+      pending.set(timer, delay);
+      return timer;
+    });
+    vi.stubGlobal("clearTimeout", (timer: Parameters<typeof clear>[0]) => {
+      pending.delete(timer);
+      clear(timer);
+    });
+  });
+
+  afterEach(() => {
+    vi.unstubAllGlobals();
+  });
+
+  /** What holds an object longer than it takes to write is left over. */
+  async function expectQuiet(): Promise<void> {
+    await vi.waitUntil(() => pending.size === 0, { timeout: 3_000, interval: 20 }).catch(() => {});
+    expect([...pending.values()]).toEqual([]);
+  }
+
+  test("a quiet node has none, whatever its clients have done", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const one = await converse(node, { ...durable, keepalive: 60 });
+    const other = await converse(node);
+    expect(pending.size).toBeGreaterThan(0);
+    await subscribe(one, topic);
+    await publishAndWait(other, topic, "1");
+    await acknowledge(one, "1");
+    other.send(publish(topic, "2", 2, { messageId: 2 }));
+    await other.expect("pubrec");
+    await one.expectMessage("2", { qos: 2 });
+    await expectQuiet();
+    await one.expectNothing();
+    await expectQuiet();
+  });
+
+  test("none is left by packets that came in pieces", async () => {
+    const client = await converse(newNode(), { version: 4 });
+    for (const byte of [0x30, 3, 0, 1, 0x61]) client.sendBytes(Uint8Array.of(byte));
+    client.sendBytes(Uint8Array.of(0xc0));
+    client.sendBytes(Uint8Array.of(0));
+    await client.expect("pingresp");
+    await expectQuiet();
+  });
+
+  test("none is left by connections that ended", async () => {
+    const node = newNode();
+    const polite = await converse(node);
+    await polite.leave();
+    const lost = await converse(node);
+    await lost.drop();
+    const wrong = await converse(node);
+    wrong.send({ cmd: "pubrel", messageId: 1 });
+    wrong.sendBytes(Uint8Array.of(0, 0));
+    await wrong.expect("pubcomp");
+    await wrong.expect("disconnect");
+    await wrong.expectClosed();
+    const first = await converse(node);
+    await converse(node, { clientId: first.clientId });
+    await first.expect("disconnect", { reasonCode: 0x8e });
+    await first.expectClosed();
+    await expectQuiet();
+  });
+
+  test("none is left by a slow client, whose queue waits", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const slow = await converse(node, { properties: { receiveMaximum: 1 } });
+    await subscribe(slow, topic);
+    await publishAndWait(await converse(newNode()), topic, "1", "2", "3");
+    await slow.expectMessage("1");
+    await expectQuiet();
+  });
+});
