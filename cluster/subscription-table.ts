@@ -104,6 +104,14 @@ export class SubscriptionTable {
     return changes;
   }
 
+  /** What the core should know of a filter, or of a share group and filter. */
+  routeOf(key: string): RouteChange {
+    const table = this.#tableOf(key);
+    const entries = table.get(key);
+    if (!entries) return { kind: "remove", key };
+    return table === this.#groups ? this.#groupChange(key, entries) : { kind: "add", key, members: 0 };
+  }
+
   /**
    * Who gets the message. A session with several matching subscriptions gets it once, with the highest QoS and all
    * their identifiers [MQTT-3.3.4-2] [MQTT-3.3.4-3]; a share group's member gets the group's copy besides.

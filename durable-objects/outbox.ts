@@ -56,7 +56,7 @@ export class Outbox {
 
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
   addUnacknowledged(bytes: Uint8Array): void {
-    if (this.full) this.#countDropped(1);
+    if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped(1);
     else this.#add({ bytes, settled: undefined });
   }
 
@@ -111,8 +111,8 @@ export class Outbox {
   async #call(batch: Batch, records: Uint8Array): Promise<void> {
     let codes: Uint8Array | undefined;
     try {
-      this.#send ??= this.#connect();
-      codes = (await this.#send(records)) ?? undefined;
+      // Called at once; what it throws at once fails like any other answer, later.
+      codes = (await this.#sendNow(records)) ?? undefined;
       if (codes && codes.length !== batch.items.length)
         throw new Error(`${codes.length} answers came to ${batch.items.length} records`);
     } catch (error) {
@@ -121,9 +121,14 @@ export class Outbox {
     this.#handleAnswer(batch, codes);
   }
 
+  async #sendNow(records: Uint8Array): Promise<Uint8Array | void> {
+    this.#send ??= this.#connect();
+    return this.#send(records);
+  }
+
   #handleAnswer(batch: Batch, codes: Uint8Array | undefined): void {
     this.#underWay--;
-    for (const [index, item] of batch.items.entries()) item.settled?.(codes?.[index] ?? 0);
+    for (const [index, item] of batch.items.entries()) settle(item, codes?.[index] ?? 0);
     this.#retryWhenSettled();
     this.#schedule();
   }
@@ -136,7 +141,7 @@ export class Outbox {
     if (kept.length < batch.items.length) this.#countDropped(batch.items.length - kept.length);
     if (batch.attempts >= limits.batchAttemptsMax) {
       console.error(`a batch of ${batch.items.length} was given up after ${batch.attempts} attempts: ${String(error)}`);
-      for (const item of kept) item.settled?.(undefined);
+      for (const item of kept) settle(item, undefined);
     } else if (kept.length > 0) {
       const bytes = kept.reduce((sum, item) => sum + item.bytes.length, 0);
       this.#failed.push({ number: batch.number, items: kept, bytes, attempts: batch.attempts });
@@ -155,5 +160,14 @@ export class Outbox {
       for (const batch of failed) this.#start(batch);
       this.#flush();
     }, delay);
+  }
+}
+
+/** One waiter's failure is not the others'. */
+function settle(item: Item, reasonCode: number | undefined): void {
+  try {
+    item.settled?.(reasonCode);
+  } catch (error) {
+    console.error("an answer could not be handled:", error);
   }
 }

@@ -25,13 +25,13 @@ export interface CoordinatorRpc {
   /** Resolves when all that was routed to the node before this call has reached it. */
   settled(node: NodeName): Promise<void>;
   /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
-  retained(filter: string, after: string | undefined): Promise<RetainedPage>;
+  retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage>;
 }
 
 export interface Claim {
   readonly epoch: number;
-  /** Who had the client id before; undefined: nobody. */
-  readonly previous: NodeName | undefined;
+  /** The nodes that may still hold a session of the client id, the latest first, without the claimer. */
+  readonly holders: readonly NodeName[];
 }
 
 export interface RetainedPage {
@@ -67,6 +67,7 @@ export type TakenOver =
 export interface MovedSession {
   /** Seconds. */
   readonly expiryInterval: number;
+  readonly username: string | undefined;
   readonly subscriptions: Subscription[];
   readonly checkpoint: Checkpoint;
 }
@@ -79,7 +80,7 @@ export interface NodeStats {
 
 // ---- node -> core -----------------------------------------------------------------------------------------------------
 
-const kinds = { fence: 0, publish: 1, addRoute: 2, removeRoute: 3, release: 4 } as const;
+const kinds = { fence: 0, publish: 1, addRoute: 2, removeRoute: 3, opened: 4, release: 5 } as const;
 
 export type NodeRecord =
   /** Answered when all before it has been handled. */
@@ -96,6 +97,8 @@ export type NodeRecord =
   /** `key` is a topic filter or `$share/group/filter`; `members` the connected members of a group. */
   | { readonly kind: "addRoute"; readonly key: string; readonly members: number }
   | { readonly kind: "removeRoute"; readonly key: string }
+  /** The claimer has the session: no other node holds any of it. */
+  | { readonly kind: "opened"; readonly clientId: string; readonly epoch: number }
   | { readonly kind: "release"; readonly clientId: string; readonly epoch: number };
 
 export function fenceRecord(): Uint8Array {
@@ -117,6 +120,10 @@ export function addRouteRecord(key: string, members: number): Uint8Array {
 
 export function removeRouteRecord(key: string): Uint8Array {
   return record(kinds.removeRoute, new ByteWriter().string(key).take());
+}
+
+export function openedRecord(clientId: string, epoch: number): Uint8Array {
+  return record(kinds.opened, new ByteWriter().string(clientId).u48(epoch).take());
 }
 
 export function releaseRecord(clientId: string, epoch: number): Uint8Array {
@@ -142,6 +149,9 @@ export function* readNodeRecords(batch: Uint8Array): Generator<NodeRecord> {
         break;
       case kinds.removeRoute:
         yield { kind: "removeRoute", key: reader.string() };
+        break;
+      case kinds.opened:
+        yield { kind: "opened", clientId: reader.string(), epoch: reader.u48() };
         break;
       case kinds.release:
         yield { kind: "release", clientId: reader.string(), epoch: reader.u48() };
@@ -176,7 +186,7 @@ export function forwardFenceRecord(): Uint8Array {
 
 /** @param bytes the message's record. */
 export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], bytes: Uint8Array): Uint8Array {
-  writer.u16(matched.length);
+  writer.u32(matched.length);
   for (const { key, ordinal } of matched) writer.string(key).u32(ordinal);
   return record(forwardKinds.forward, writer.raw(bytes).take());
 }
@@ -186,7 +196,7 @@ export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
     if (kind === forwardKinds.fence) continue;
     const reader = new ByteReader(body);
     const matched: Matched[] = [];
-    for (let count = reader.u16(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
+    for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
     yield { matched, message: readMessage(reader) };
   }
 }

@@ -465,11 +465,15 @@ export class Channel {
     const codes: number[] = [];
     const wanted: Wanted[] = [];
     let count = session.subscriptions.size;
+    let bytes = session.subscriptionBytes;
     for (const { topic: filter, qos, nl, rap, rh } of packet.subscriptions) {
       const isNew = !session.subscriptions.has(filter);
-      const refusal = this.#refuseSubscription(filter, facts, isNew ? count : 0);
+      const isOverQuota =
+        isNew &&
+        (count >= limits.subscriptionsPerSessionMax || bytes + filter.length > limits.subscriptionBytesPerSessionMax);
+      const refusal = isOverQuota ? ReasonCode.QuotaExceeded : this.#refuseSubscription(filter, facts);
       if (refusal !== undefined) {
-        codes.push(facts.version === 5 ? refusal : 0x80);
+        codes.push(refusal);
         continue;
       }
       const granted = Math.min(qos, this.#context.settings.max_qos_allowed) as QoS;
@@ -483,12 +487,15 @@ export class Channel {
       };
       wanted.push({ index: codes.length, subscription, isNew });
       codes.push(granted);
-      if (isNew) count++;
+      if (isNew) {
+        count++;
+        bytes += filter.length;
+      }
     }
     this.#effects.push({ kind: "subscribe", packetId: packet.messageId, codes, wanted });
   }
 
-  #refuseSubscription(filter: string, facts: ConnectionFacts, count: number): ReasonCode | undefined {
+  #refuseSubscription(filter: string, facts: ConnectionFacts): ReasonCode | undefined {
     const { settings, rules } = this.#context;
     const fault = faultOf(() => checkTopicFilter(filter, settings.max_topic_levels));
     if (fault) return fault.reasonCode;
@@ -497,13 +504,15 @@ export class Channel {
     if (hasWildcard(bare) && !settings.wildcard_subscription) return ReasonCode.WildcardSubscriptionsNotSupported;
     const refusal = refusalOf(rules, facts, "subscribe", bare);
     if (refusal !== undefined) return refusal;
-    if (count >= limits.subscriptionsPerSessionMax) return ReasonCode.QuotaExceeded;
     return undefined;
   }
 
   /** The routes are known to the cluster (G3): now the client may be told. [MQTT-3.8.4-1] */
-  handleSubscribed(packetId: number, codes: number[]): void {
-    if (this.#state.name === "connected") this.#send({ cmd: "suback", messageId: packetId, granted: codes });
+  handleSubscribed(packetId: number, codes: readonly number[]): void {
+    if (this.#state.name !== "connected") return;
+    // 3.x knows one failure. [MQTT-3.9.3-2 of 3.1.1]
+    const granted = codes.map((code) => (code >= 0x80 && this.facts?.version !== 5 ? 0x80 : code));
+    this.#send({ cmd: "suback", messageId: packetId, granted });
   }
 
   #handleUnsubscribe(packet: UnsubscribePacket): void {
@@ -583,10 +592,11 @@ export class Channel {
 function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>): Will {
   return {
     topic: will.topic,
-    payload: typeof will.payload === "string" ? new TextEncoder().encode(will.payload) : will.payload,
+    // Copies: the will is kept, and must not keep the frame that it came in.
+    payload: typeof will.payload === "string" ? new TextEncoder().encode(will.payload) : will.payload.slice(),
     qos: will.qos ?? 0,
     retain: will.retain === true,
-    properties: will.forwardedProperties,
+    properties: will.forwardedProperties.slice(),
     messageExpiryInterval: properties.messageExpiryInterval,
     delaySeconds: properties.willDelayInterval ?? 0,
   };

@@ -13,17 +13,21 @@ export const limits = {
   unfinishedPacketMs: 10_000,
   /** Publishes of one connection that the cluster has not answered yet. */
   publishesUnansweredMax: 10_000,
+  publishBytesUnansweredMax: 8_388_608,
   /** Messages waiting in one session's queue, beside `mqtt.max_mqueue_len`. */
   mqueueBytesMax: 16_777_216,
-  /** Messages of one session held in memory; the rest of a durable queue waits on disk. */
+  /** What of one session's queue is held in memory; the rest waits on disk. */
   mqueueLoadedMax: 64,
+  mqueueLoadedBytesMax: 1_048_576,
   /** Subscriptions of one session; more is answered with 0x97. */
   subscriptionsPerSessionMax: 10_000,
+  subscriptionBytesPerSessionMax: 1_048_576,
   /** Filters in one SUBSCRIBE or UNSUBSCRIBE are bounded by the packet size; this bounds the work. */
   filtersPerPacketMax: 1_000,
   /** Delivered bytes gathered for one socket before a frame is sent without waiting for the turn's end. */
   frameBytesMax: 65_536,
-  /** Bytes waiting for one destination object; beyond it QoS 0 is dropped and QoS 1 and 2 are refused with 0x97. */
+  /** Bytes waiting for one destination object: beyond the first QoS 0 is dropped, beyond the second all is refused with 0x97. */
+  outboxBytesMaxQos0: 16_777_216,
   outboxBytesMax: 33_554_432,
   /** One batch between objects. */
   batchBytesMax: 1_048_576,
@@ -33,8 +37,13 @@ export const limits = {
   checkpointDelayMs: 500,
   /** One page of retained messages, or of an exported session. */
   pageBytesMax: 1_048_576,
-  /** Messages in one page. */
+  /** Messages in one page, and rows looked at for it. */
   pageMessagesMax: 500,
+  pageRowsMax: 5_000,
+  /** Retained messages of one cluster; beyond it a new topic is refused with 0x97. */
+  retainedMessagesMax: 1_000_000,
+  /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
+  sessionsPerNodeMax: 100_000,
   /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */
   batchAttemptsMax: 6,
   /** Delay before a failed batch is sent again: doubles from the first to the last. */

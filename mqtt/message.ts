@@ -58,6 +58,11 @@ export function isExpired(message: Message, now: number): boolean {
   return message.expiresAt !== 0 && message.expiresAt <= now;
 }
 
+/** The message in memory of its own: what is kept must not keep the batch or frame that it came in. */
+export function detached(message: Message): Message {
+  return { ...message, payload: message.payload.slice(), properties: message.properties.slice() };
+}
+
 /** What a message costs a queue's byte bound. */
 export function messageBytes(message: Message): number {
   return message.payload.length + message.properties.length + message.topic.length + 64;

@@ -66,6 +66,7 @@ interface Queued {
 interface Inflight {
   readonly packetId: number;
   readonly seq: number;
+  readonly qos: QoS;
   state: "publish" | "pubrel";
   delivery: Delivery | undefined;
   written: boolean;
@@ -105,9 +106,11 @@ export interface Checkpoint {
   readonly retainedReads: readonly RetainedRead[];
 }
 
+/** A message on disk, as far as the queue has to know it before its turn. */
 export interface StoredMessage {
   readonly seq: number;
   readonly bytes: number;
+  readonly qos: QoS;
   readonly shared: boolean;
 }
 
@@ -127,7 +130,8 @@ export class Session {
   will: Will | undefined;
   /** Its messages are still coming from another node: none on disk may be given up. */
   adopting = false;
-  readonly subscriptions = new Map<string, Subscription>();
+  readonly #subscriptions = new Map<string, Subscription>();
+  #subscriptionBytes = 0;
   retainedReads: RetainedRead[] = [];
   /** State has changed since the last checkpoint. */
   dirty = false;
@@ -152,6 +156,31 @@ export class Session {
   constructor(id: number, clientId: string) {
     this.id = id;
     this.clientId = clientId;
+  }
+
+  get subscriptions(): ReadonlyMap<string, Subscription> {
+    return this.#subscriptions;
+  }
+
+  get subscriptionBytes(): number {
+    return this.#subscriptionBytes;
+  }
+
+  subscribe(subscription: Subscription): void {
+    if (!this.#subscriptions.has(subscription.filter)) this.#subscriptionBytes += subscription.filter.length;
+    this.#subscriptions.set(subscription.filter, subscription);
+  }
+
+  unsubscribe(filter: string): boolean {
+    if (!this.#subscriptions.delete(filter)) return false;
+    this.#subscriptionBytes -= filter.length;
+    this.retainedReads = this.retainedReads.filter((read) => read.subscription.filter !== filter);
+    return true;
+  }
+
+  /** Nothing of it is in memory alone. */
+  get atRest(): boolean {
+    return !this.connected && !this.dirty && !this.adopting && this.#receiving.size === 0;
   }
 
   /** A session that outlives its connection: what it was promised is on disk. */
@@ -203,6 +232,7 @@ export class Session {
    */
   detach(now: number): void {
     this.connected = false;
+    for (const entry of this.#queue) if (entry.written) entry.delivery = undefined;
     if (this.will) this.willAt = now + Math.min(this.will.delaySeconds, this.expiryInterval) * 1000;
     this.expiresAt = this.expiryInterval === expiryNever ? atNoTime : now + this.expiryInterval * 1000;
     this.changed();
@@ -245,13 +275,17 @@ export class Session {
     return { seq, dropped };
   }
 
-  /** The message is on disk, so the queue may forget it until its turn when many wait before it. */
+  /** Whether what comes now has to wait on disk, even for a session that ends with its connection. */
+  get queueIsLong(): boolean {
+    return this.#queue.length > limits.mqueueLoadedMax || this.#queueBytes > limits.mqueueLoadedBytesMax;
+  }
+
+  /** The last message taken in is on disk: the queue forgets it until its turn, unless that is soon. */
   written(seq: number): void {
-    const entry =
-      this.#queue.at(-1)?.seq === seq ? this.#queue.at(-1)! : this.#queue.find((queued) => queued.seq === seq);
-    if (!entry) return;
+    const entry = this.#queue.at(-1);
+    if (entry?.seq !== seq) return;
     entry.written = true;
-    if (this.#queue.length > limits.mqueueLoadedMax) entry.delivery = undefined;
+    if (!this.connected || this.queueIsLong) entry.delivery = undefined;
   }
 
   /** What is held in memory alone, to be written before the object may sleep. */
@@ -289,6 +323,7 @@ export class Session {
       this.#inflight.set(packetId, {
         packetId,
         seq: entry.seq,
+        qos: delivery.qos,
         state: "publish",
         delivery,
         written: entry.written,
@@ -331,7 +366,7 @@ export class Session {
   #acknowledged(packetId: number, kind: "puback" | "pubrec" | "pubcomp"): Inflight | undefined {
     const entry = this.#inflight.get(packetId);
     if (!entry) return undefined;
-    const isQos1 = entry.state === "publish" && entry.delivery?.qos !== 2;
+    const isQos1 = entry.state === "publish" && entry.qos !== 2;
     const isRight = kind === "puback" ? isQos1 : kind === "pubrec" ? !isQos1 : entry.state === "pubrel"; // [MQTT-4.3.2-3] [MQTT-4.3.3-4]
     if (!isRight) throw new MqttError(ReasonCode.ProtocolError, `${kind} is out of order for packet ${packetId}`);
     return entry;
@@ -412,26 +447,19 @@ export class Session {
     this.retainedReads = [...checkpoint.retainedReads];
     for (const packetId of checkpoint.received) this.#received.add(packetId);
     for (const packetId of checkpoint.unsent) this.#unsentInSleep.add(packetId);
-    for (const [packetId, seq, state] of checkpoint.inflight)
-      this.#inflight.set(packetId, {
-        packetId,
-        seq,
-        state,
-        delivery: undefined,
-        written: true,
-        sent: false,
-      });
-    for (const { seq, bytes, shared } of stored) {
+    const inflight = new Map(checkpoint.inflight.map((entry) => [entry[1], entry]));
+    const qosOf = new Map<number, QoS>();
+    for (const { seq, bytes, qos, shared } of stored) {
       this.#nextSeq = Math.max(this.#nextSeq, seq + 1);
+      if (inflight.has(seq)) qosOf.set(seq, qos);
       if (seq <= this.#sentUpTo) continue;
       this.#queue.push({ seq, bytes, shared, delivery: undefined, written: true });
       this.#queueBytes += bytes;
     }
-  }
-
-  /** Loads the messages of the window, which acknowledgements of both QoS need to tell apart. */
-  loadInflight(load: (seq: number) => Delivery | undefined): void {
-    for (const entry of this.#inflight.values()) if (entry.state === "publish") entry.delivery ??= load(entry.seq);
+    for (const [packetId, seq, state] of checkpoint.inflight) {
+      const qos = state === "pubrel" ? 2 : (qosOf.get(seq) ?? 1);
+      this.#inflight.set(packetId, { packetId, seq, qos, state, delivery: undefined, written: true, sent: false });
+    }
   }
 
   /**
@@ -440,7 +468,10 @@ export class Session {
    */
   *redispatchable(load: (seq: number) => Delivery | undefined): Generator<Delivery> {
     for (const entry of this.#inflight.values())
-      if (entry.delivery?.shared !== undefined && entry.delivery.qos === 1) yield entry.delivery;
+      if (entry.state === "publish" && entry.qos === 1) {
+        const delivery = entry.delivery ?? load(entry.seq);
+        if (delivery?.shared !== undefined) yield delivery;
+      }
     for (const entry of this.#queue) {
       if (!entry.shared) continue;
       const delivery = entry.delivery ?? load(entry.seq);
@@ -463,9 +494,8 @@ export class Session {
       this.#unsent--;
       this.#unacknowledged++;
       if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };
-      entry.delivery ??= load(entry.seq);
       // It may have expired meanwhile; a QoS 2 exchange that the client may know of is still completed.
-      const { delivery } = entry;
+      const delivery = entry.delivery ?? load(entry.seq);
       if (delivery && (delivery.qos === 2 || !isExpired(delivery.message, now)))
         return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
       this.#settle(entry);

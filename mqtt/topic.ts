@@ -49,9 +49,17 @@ export function checkTopicFilter(filter: string, levelsMax: number): void {
   }
 }
 
+/** The group of `$queue/{filter}`: a name that no `$share/{group}/...` can have. */
+const queueGroup = "$queue/";
+
+/** `$share/{group}/{filter}` or `$queue/{filter}`, as the subscription had it: what `parseShared` took apart. */
+export function sharedFilter(group: string, filter: string): string {
+  return group === queueGroup ? queuePrefix + filter : `${sharePrefix}${group}/${filter}`;
+}
+
 /** Takes a filter apart. A malformed shared filter comes back with an empty group or filter. */
 export function parseShared(filter: string): Subscribed {
-  if (filter.startsWith(queuePrefix)) return { filter: filter.slice(queuePrefix.length), group: "$queue" };
+  if (filter.startsWith(queuePrefix)) return { filter: filter.slice(queuePrefix.length), group: queueGroup };
   if (!filter.startsWith(sharePrefix)) return { filter, group: undefined };
   const slash = filter.indexOf("/", sharePrefix.length);
   if (slash === -1) return { filter: "", group: filter.slice(sharePrefix.length) };

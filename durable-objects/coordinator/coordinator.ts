@@ -34,8 +34,8 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     return this.#core.settled(node);
   }
 
-  async retained(filter: string, after: string | undefined): Promise<RetainedPage> {
-    return this.#core.retained(filter, after);
+  async retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {
+    return this.#core.retained(filter, after, messagesMax);
   }
 
   override async alarm(): Promise<void> {

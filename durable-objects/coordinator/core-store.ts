@@ -3,7 +3,7 @@
  *
  *   member    the nodes of the cluster
  *   route     what each node has told of its subscriptions; `members` counts a share group's connected members
- *   claim     which node has which client id: the session registry
+ *   claim     which node has which client id, and which nodes may still hold a session of it: the session registry
  *   retained  one message per topic
  *   delayed   messages whose time has not come
  */
@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS route (
 CREATE TABLE IF NOT EXISTS claim (
   client_id TEXT PRIMARY KEY,
   node TEXT NOT NULL,
-  epoch INTEGER NOT NULL
+  epoch INTEGER NOT NULL,
+  holders TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS retained (
   topic TEXT PRIMARY KEY,
@@ -40,6 +41,7 @@ const lastCharacter = "\u{10FFFF}";
 
 export class CoreStore {
   readonly #sql: SqlStorage;
+  #retainedCount: number | undefined;
 
   constructor(sql: SqlStorage) {
     this.#sql = sql;
@@ -71,14 +73,23 @@ export class CoreStore {
 
   // ---- registry ---------------------------------------------------------------------------------------------------
 
-  claimOf(clientId: string): { node: NodeName; epoch: number } | undefined {
-    return this.#sql
-      .exec<{ node: string; epoch: number }>("SELECT node, epoch FROM claim WHERE client_id = ?", clientId)
+  /** `holders` are the nodes that may hold a session besides the claimer, the latest first. */
+  claimOf(clientId: string): { node: NodeName; epoch: number; holders: NodeName[] } | undefined {
+    const row = this.#sql
+      .exec<{ node: string; epoch: number; holders: string }>(
+        "SELECT node, epoch, holders FROM claim WHERE client_id = ?",
+        clientId,
+      )
       .toArray()[0];
+    return row && { ...row, holders: row.holders === "" ? [] : row.holders.split(" ") };
   }
 
-  claim(clientId: string, node: NodeName, epoch: number): void {
-    this.#sql.exec("INSERT OR REPLACE INTO claim VALUES (?, ?, ?)", clientId, node, epoch);
+  claim(clientId: string, node: NodeName, epoch: number, holders: readonly NodeName[]): void {
+    this.#sql.exec("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", clientId, node, epoch, holders.join(" "));
+  }
+
+  forgetHolders(clientId: string, epoch: number): void {
+    this.#sql.exec("UPDATE claim SET holders = '' WHERE client_id = ? AND epoch = ?", clientId, epoch);
   }
 
   /** Only the latest claim can be released. */
@@ -92,35 +103,58 @@ export class CoreStore {
 
   // ---- retained ---------------------------------------------------------------------------------------------------
 
-  /** The message takes the place of its topic's last one; without a payload it only clears it. */
-  retain({ topic, payload, expiresAt }: Message, bytes: Uint8Array): void {
-    if (payload.length === 0) this.#sql.exec("DELETE FROM retained WHERE topic = ?", topic);
-    else this.#sql.exec("INSERT OR REPLACE INTO retained VALUES (?, ?, ?)", topic, expiresAt, bytes);
+  /**
+   * The message takes the place of its topic's last one; without a payload it only clears it.
+   * @returns whether there was room.
+   */
+  retain({ topic, payload, expiresAt }: Message, bytes: Uint8Array): boolean {
+    if (payload.length === 0) this.#deleteRetained([topic]);
+    else {
+      const isNew = this.#sql.exec("SELECT 1 FROM retained WHERE topic = ?", topic).toArray().length === 0;
+      if (isNew && this.retainedCount() >= limits.retainedMessagesMax) return false;
+      this.#sql.exec("INSERT OR REPLACE INTO retained VALUES (?, ?, ?)", topic, expiresAt, bytes);
+      if (isNew) this.#retainedCount = this.retainedCount() + 1;
+    }
+    return true;
   }
 
-  retainedPage(filter: string, after: string | undefined, now: number): RetainedPage {
-    const found: Uint8Array[] = [];
-    let bytes = 0;
+  /** Looks at a bounded number of rows, and reads only the messages that match. Expired ones are deleted on the way. */
+  retainedPage(filter: string, after: string | undefined, messagesMax: number, now: number): RetainedPage {
+    const found: string[] = [];
+    const expired: string[] = [];
     let next: string | undefined;
-    for (const row of this.#retainedRows(filter, after)) {
-      if (row.expires_at !== 0 && row.expires_at <= now) continue;
-      if (!matches(filter, row.topic)) continue;
-      const message = new Uint8Array(row.message);
-      found.push(message);
-      bytes += message.length;
-      if (bytes < limits.pageBytesMax && found.length < limits.pageMessagesMax) continue;
-      next = row.topic;
+    let rows = 0;
+    for (const { topic, expires_at } of this.#retainedTopics(filter, after)) {
+      rows++;
+      if (expires_at !== 0 && expires_at <= now) expired.push(topic);
+      else if (matches(filter, topic)) found.push(topic);
+      if (found.length < messagesMax && rows < limits.pageRowsMax) continue;
+      next = topic;
       break;
     }
-    return { messages: concatenate(found, bytes), next };
+    this.#deleteRetained(expired);
+    return this.#readPage(found, next);
   }
 
-  /** In the order of their topics, only those that begin as the filter does. */
-  #retainedRows(filter: string, after: string | undefined) {
-    type Row = { topic: string; expires_at: number; message: ArrayBuffer };
+  #readPage(topics: readonly string[], next: string | undefined): RetainedPage {
+    const messages: Uint8Array[] = [];
+    let bytes = 0;
+    for (const [index, topic] of topics.entries()) {
+      const row = this.#sql.exec<{ message: ArrayBuffer }>("SELECT message FROM retained WHERE topic = ?", topic).one();
+      messages.push(new Uint8Array(row.message));
+      bytes += row.message.byteLength;
+      if (bytes >= limits.pageBytesMax && index < topics.length - 1)
+        return { messages: concatenate(messages, bytes), next: topic };
+    }
+    return { messages: concatenate(messages, bytes), next };
+  }
+
+  /** In their order, only those that begin as the filter does. */
+  #retainedTopics(filter: string, after: string | undefined) {
+    type Row = { topic: string; expires_at: number };
     if (!hasWildcard(filter))
       return this.#sql.exec<Row>(
-        "SELECT topic, expires_at, message FROM retained WHERE topic = ? AND topic > ?",
+        "SELECT topic, expires_at FROM retained WHERE topic = ? AND topic > ?",
         filter,
         after ?? "",
       );
@@ -128,15 +162,25 @@ export class CoreStore {
     // "a/#" matches "a" too: the slash is not part of what all have in common. [MQTT-4.7.1-2]
     const prefix = filter.slice(0, filter[wildcard] === "#" ? Math.max(0, wildcard - 1) : wildcard);
     return this.#sql.exec<Row>(
-      "SELECT topic, expires_at, message FROM retained WHERE topic >= ? AND topic > ? AND topic < ? ORDER BY topic",
+      "SELECT topic, expires_at FROM retained WHERE topic >= ? AND topic > ? AND topic < ? ORDER BY topic",
       prefix,
       after ?? "",
       prefix + lastCharacter,
     );
   }
 
+  #deleteRetained(topics: readonly string[]): void {
+    for (const topic of topics) {
+      const before = this.retainedCount();
+      const { rowsWritten } = this.#sql.exec("DELETE FROM retained WHERE topic = ?", topic);
+      if (rowsWritten > 0) this.#retainedCount = before - 1;
+    }
+  }
+
+  /** Counted once, then kept. */
   retainedCount(): number {
-    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM retained").one().n;
+    this.#retainedCount ??= this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM retained").one().n;
+    return this.#retainedCount;
   }
 
   // ---- delayed ----------------------------------------------------------------------------------------------------
@@ -145,13 +189,21 @@ export class CoreStore {
     this.#sql.exec("INSERT INTO delayed (due_at, message) VALUES (?, ?)", dueAt, bytes);
   }
 
+  /** One page of what is due, at least one message if there is any. */
   delayedUntil(now: number): { id: number; bytes: Uint8Array }[] {
+    const page: { id: number; bytes: Uint8Array }[] = [];
+    let bytes = 0;
     const rows = this.#sql.exec<{ id: number; message: ArrayBuffer }>(
       "SELECT id, message FROM delayed WHERE due_at <= ? ORDER BY due_at, id LIMIT ?",
       now,
       limits.pageMessagesMax,
     );
-    return [...rows].map(({ id, message }) => ({ id, bytes: new Uint8Array(message) }));
+    for (const { id, message } of rows) {
+      page.push({ id, bytes: new Uint8Array(message) });
+      bytes += message.byteLength;
+      if (bytes >= limits.pageBytesMax) break;
+    }
+    return page;
   }
 
   forgetDelayed(id: number): void {

@@ -15,7 +15,7 @@ import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { parseShared, sharedFilter } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
 import { Outbox } from "../outbox.ts";
 import {
@@ -108,27 +108,36 @@ export class Core {
     const answer = new Answer();
     for (const record of readNodeRecords(batch)) {
       const index = answer.codes.push(ReasonCode.Success) - 1;
-      switch (record.kind) {
-        case "fence":
-          break;
-        case "addRoute":
-          this.#addRoute(node, record.key, record.members);
-          this.store.putRoute(node, record.key, record.members);
-          if (this.routes.hasFilterUnder("$SYS/")) this.#sys.publishSoon();
-          break;
-        case "removeRoute":
-          this.#removeRoute(node, record.key);
-          this.store.deleteRoute(node, record.key);
-          break;
-        case "release":
-          this.store.release(record.clientId, record.epoch);
-          break;
-        case "publish":
-          this.#publish(node, record, answer, index);
-          break;
+      try {
+        this.#handle(node, record, answer, index);
+      } catch (error) {
+        console.error(`a record of ${node} failed: ${String(error)}`);
+        answer.codes[index] = ReasonCode.UnspecifiedError;
       }
     }
     return answer.whenComplete();
+  }
+
+  #handle(node: NodeName, record: NodeRecord, answer: Answer, index: number): void {
+    switch (record.kind) {
+      case "fence":
+        return;
+      case "addRoute":
+        this.#addRoute(node, record.key, record.members);
+        this.store.putRoute(node, record.key, record.members);
+        if (parseShared(record.key).filter.startsWith("$SYS/")) this.#sys.publishSoon();
+        return;
+      case "removeRoute":
+        this.#removeRoute(node, record.key);
+        this.store.deleteRoute(node, record.key);
+        return;
+      case "opened":
+        return this.store.forgetHolders(record.clientId, record.epoch);
+      case "release":
+        return this.store.release(record.clientId, record.epoch);
+      case "publish":
+        return this.#publish(node, record, answer, index);
+    }
   }
 
   #publish(node: NodeName, record: PublishRecord, answer: Answer, index: number): void {
@@ -138,7 +147,11 @@ export class Core {
       answer.codes[index] = this.#delay(bytes, delaySeconds);
       return;
     }
-    if (message.retain && only === "") this.store.retain(message, bytes); // [MQTT-3.3.1-5] [MQTT-3.3.1-6]
+    if (message.retain && only === "" && !this.store.retain(message, bytes)) {
+      this.metrics.add("messages.dropped");
+      answer.codes[index] = ReasonCode.QuotaExceeded;
+      return;
+    }
     const targets = this.#match(node, message, only);
     if (targets.size === 0) {
       this.metrics.add("messages.dropped");
@@ -179,7 +192,7 @@ export class Core {
     this.routes.match(message.topic, ({ filter, nodes, groups }) => {
       if (only === "") for (const target of nodes) add(target, { key: filter, ordinal: 0 });
       for (const [group, members] of groups ?? []) {
-        const key = sharedKey(group, filter);
+        const key = sharedFilter(group, filter);
         if (only !== "" && only !== key) continue;
         const pick = members.pick(strategy, publish, Math.random);
         if (pick) add(pick.node, { key, ordinal: pick.ordinal });
@@ -204,7 +217,12 @@ export class Core {
   }
 
   settled(node: NodeName): Promise<void> {
-    return new Promise((resolve) => this.#outboxTo(node).add(forwardFenceRecord(), () => resolve()));
+    return new Promise((resolve, reject) => {
+      this.#outboxTo(node).add(forwardFenceRecord(), (reasonCode) => {
+        if (reasonCode === undefined) reject(new Error(`${node} does not answer`));
+        else resolve();
+      });
+    });
   }
 
   #addRoute(node: NodeName, key: string, members: number): void {
@@ -221,20 +239,24 @@ export class Core {
 
   // ---- registry ---------------------------------------------------------------------------------------------------
 
-  /** Atomic: nothing is awaited. Epochs rise over all clients, also across restarts. */
+  /**
+   * Atomic: nothing is awaited. Epochs rise over all clients, also across restarts. Every node that may still hold a
+   * session is remembered until a claimer says that it has it, so that no failure on the way loses one.
+   */
   claim(clientId: string, node: NodeName): Claim {
     this.#join(node);
     const before = this.store.claimOf(clientId);
     const epoch = Math.max(Date.now(), this.#lastEpoch + 1, (before?.epoch ?? 0) + 1);
     this.#lastEpoch = epoch;
-    this.store.claim(clientId, node, epoch);
-    return { epoch, previous: before?.node };
+    const holders = before ? [...new Set([before.node, ...before.holders])] : [];
+    this.store.claim(clientId, node, epoch, holders);
+    return { epoch, holders: holders.filter((holder) => holder !== node) };
   }
 
   // ---- retained ---------------------------------------------------------------------------------------------------
 
-  retained(filter: string, after: string | undefined): RetainedPage {
-    return this.store.retainedPage(filter, after, Date.now());
+  retained(filter: string, after: string | undefined, messagesMax: number): RetainedPage {
+    return this.store.retainedPage(filter, after, messagesMax, Date.now());
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
@@ -252,22 +274,23 @@ export class Core {
   }
 
   async handleAlarm(now: number): Promise<void> {
-    for (const { id, bytes } of this.store.delayedUntil(now)) {
-      const message = readMessage(new ByteReader(bytes));
-      const answer = new Answer();
-      const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
-      if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
-      // On disk until it is with its subscribers: it may come twice after a crash, not get lost.
-      await answer.whenComplete();
-      this.store.forgetDelayed(id);
-    }
-    const delayed = this.store.nextDelayed();
-    if (delayed !== undefined) this.host.ringAt(delayed);
+    const isRefused = await Promise.all(
+      this.store.delayedUntil(now).map((delayed) => this.#publishDelayed(delayed, now)),
+    );
+    const next = this.store.nextDelayed();
+    // What could not be delivered stays on disk and is tried again.
+    if (next !== undefined) this.host.ringAt(isRefused.includes(true) ? Date.now() + limits.retryLastMs : next);
     await this.#sys.handleAlarm(now);
   }
-}
 
-/** As the nodes know the subscription: `$queue/t` is a group of its own. */
-function sharedKey(group: string, filter: string): string {
-  return group === "$queue" ? `$queue/${filter}` : `$share/${group}/${filter}`;
+  /** On disk until it is with its subscribers: it may come twice after a crash, not get lost. */
+  async #publishDelayed({ id, bytes }: { id: number; bytes: Uint8Array }, now: number): Promise<boolean> {
+    const message = readMessage(new ByteReader(bytes));
+    const answer = new Answer();
+    const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
+    if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
+    const [code = ReasonCode.Success] = await answer.whenComplete();
+    if (code < 0x80) this.store.forgetDelayed(id);
+    return code >= 0x80;
+  }
 }

@@ -42,18 +42,20 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   }
 
   override webSocketMessage(socket: WebSocket, data: string | ArrayBuffer): void {
-    this.#broker.connection(socket).receive(data, Date.now());
+    this.#broker.connection(socket)?.receive(data, Date.now());
   }
 
   override webSocketClose(socket: WebSocket): void {
     const connection = this.#broker.connection(socket);
+    if (!connection) return;
     // Without an answer to its close the client hangs.
-    if (!connection.closed) socket.close();
+    socket.close();
     this.#broker.handleGone(connection);
   }
 
   override webSocketError(socket: WebSocket): void {
-    this.#broker.handleGone(this.#broker.connection(socket));
+    const connection = this.#broker.connection(socket);
+    if (connection) this.#broker.handleGone(connection);
   }
 
   override alarm(): void {

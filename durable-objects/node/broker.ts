@@ -15,7 +15,8 @@ import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-
 import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
 import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { readMessage, type Message, type QoS } from "../../mqtt/message.ts";
+import { detached, readMessage, type Message, type QoS } from "../../mqtt/message.ts";
+import { limits } from "../../mqtt/limits.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, RetainedRead, Session, Will } from "../../mqtt/session.ts";
@@ -96,16 +97,19 @@ export class Broker {
     for (const { sessionId, clientId, connected, subscription } of this.store.allSubscriptions())
       // What disk says is what the core has counted: handleLost corrects both.
       this.table.add({ id: sessionId, clientId }, subscription, connected);
-    for (const sessionId of this.store.connectedIds())
-      if (!this.#sockets.has(sessionId)) this.sessions.handleLost(this.store.loadById(sessionId)!);
+    const lost = this.store.connectedIds().filter((sessionId) => !this.#sockets.has(sessionId));
+    if (lost.length > 0) setImmediate(() => this.sessions.handleLost(lost));
     const due = this.store.nextDue();
     if (due !== undefined) this.host.ringAt(due);
   }
 
   // ---- sockets ----------------------------------------------------------------------------------------------------
 
+  /** Sleeping sessions have a socket only, clients that have not said CONNECT a connection only. */
   get connectionCount(): number {
-    return Math.max(this.#sockets.size, this.#connections.size);
+    let unbound = 0;
+    for (const connection of this.#connections.values()) if (!connection.session) unbound++;
+    return this.#sockets.size + unbound;
   }
 
   accept(socket: WebSocket): void {
@@ -114,15 +118,16 @@ export class Broker {
     connection.expectConnect();
   }
 
-  connection(socket: WebSocket): Connection {
-    let connection = this.#connections.get(socket);
-    if (connection) return connection;
-    connection = new Connection(socket, this, Date.now());
-    this.#connections.set(socket, connection);
+  /** undefined: the broker has closed it already, and the client's side of the close is still to come. */
+  connection(socket: WebSocket): Connection | undefined {
+    const known = this.#connections.get(socket);
+    if (known) return known;
     const attachment = socket.deserializeAttachment() as Attachment | null;
     const session = attachment && this.sessions.byId(attachment.sessionId);
-    if (attachment && session) connection.restore(attachment, session);
-    else connection.expectConnect();
+    if (!attachment || !session) return undefined;
+    const connection = new Connection(socket, this, Date.now());
+    connection.restore(attachment, session);
+    this.#connections.set(socket, connection);
     return connection;
   }
 
@@ -231,10 +236,14 @@ export class Broker {
     const { session } = connection;
     const record = publishRecord(this.#writer, { message, delaySeconds, only: "" });
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
+    if (connection.unansweredBytes + record.length > limits.publishBytesUnansweredMax)
+      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "too many bytes unanswered"));
     if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
-    this.core.outbox.add(record, (reasonCode) =>
-      this.#handleRouted(session, connection, receipt, (reasonCode ?? ReasonCode.UnspecifiedError) as ReasonCode),
-    );
+    connection.unansweredBytes += record.length;
+    this.core.outbox.add(record, (reasonCode) => {
+      connection.unansweredBytes -= record.length;
+      this.#handleRouted(session, connection, receipt, (reasonCode ?? ReasonCode.UnspecifiedError) as ReasonCode);
+    });
   }
 
   #handleRouted(session: Session, from: Connection, receipt: Receipt, reasonCode: ReasonCode): void {
@@ -269,11 +278,12 @@ export class Broker {
     const session = connection.session!;
     if (this.core.outbox.full) {
       const refused = codes.map((code) => (code < 0x80 ? ReasonCode.QuotaExceeded : code));
-      return connection.channel.handleSubscribed(packetId, refused);
+      connection.channel.handleSubscribed(packetId, refused);
+      return connection.perform();
     }
     const changes: RouteChange[] = [];
     for (const { subscription } of wanted) {
-      session.subscriptions.set(subscription.filter, subscription);
+      session.subscribe(subscription);
       const change = this.table.add(session, subscription, true);
       if (change) changes.push(change);
     }
@@ -285,15 +295,17 @@ export class Broker {
     this.core.outbox.add(fenceRecord(), (reasonCode) => {
       if (!this.sessions.has(session)) return;
       for (const { index, subscription, isNew } of wanted) {
-        if (session.subscriptions.get(subscription.filter) !== subscription) continue;
+        const current = session.subscriptions.get(subscription.filter);
+        if (current && this.#wantsRetained(subscription.filter, subscription.retainHandling, isNew))
+          session.retainedReads.push({ subscription: current, after: undefined });
+        // Another SUBSCRIBE has replaced it meanwhile.
+        if (current !== subscription) continue;
         if (reasonCode === undefined || failed.has(subscription.filter)) {
           codes[index] = ReasonCode.UnspecifiedError;
           this.removeSubscription(session, subscription.filter);
           continue;
         }
         this.store.putSubscription(session.id, subscription);
-        if (this.#wantsRetained(subscription.filter, subscription.retainHandling, isNew))
-          session.retainedReads.push({ subscription, after: undefined });
       }
       connection.channel.handleSubscribed(packetId, codes);
       connection.perform();
@@ -312,8 +324,7 @@ export class Broker {
   }
 
   removeSubscription(session: Session, filter: string): boolean {
-    if (!session.subscriptions.delete(filter)) return false;
-    session.retainedReads = session.retainedReads.filter((read) => read.subscription.filter !== filter);
+    if (!session.unsubscribe(filter)) return false;
     this.store.deleteSubscription(session.id, filter);
     this.changeRoutes([this.table.remove(session.id, filter)]);
     this.touch(session);
@@ -326,7 +337,11 @@ export class Broker {
 
   #changeRoute(change: RouteChange, settled: (reasonCode: number | undefined) => void): void {
     const record = change.kind === "add" ? addRouteRecord(change.key, change.members) : removeRouteRecord(change.key);
-    this.core.outbox.add(record, settled);
+    this.core.outbox.add(record, (reasonCode) => {
+      settled(reasonCode);
+      // A route is state: until the core has heard it, it is told again, as it is then.
+      if (reasonCode === undefined) this.#changeRoute(this.table.routeOf(change.key), () => {});
+    });
   }
 
   // ---- retained ---------------------------------------------------------------------------------------------------
@@ -341,7 +356,10 @@ export class Broker {
     if (this.#readingRetained.has(session)) return;
     this.#readingRetained.add(session);
     this.#readRetainedPages(session)
-      .catch((error: unknown) => console.error(`retained messages for ${session.clientId}: ${String(error)}`))
+      .catch((error: unknown) => {
+        console.error(`retained messages for ${session.clientId}: ${String(error)}`);
+        setTimeout(() => this.readRetained(session), limits.retryLastMs);
+      })
       .finally(() => this.#readingRetained.delete(session));
   }
 
@@ -349,12 +367,13 @@ export class Broker {
     while (session.connected && session.queued === 0) {
       const [read] = session.retainedReads;
       if (!read) return;
-      const page = await this.core.retained(read.subscription.filter, read.after);
+      const messagesMax = Math.min(limits.pageMessagesMax, this.settings.mqtt.max_mqueue_len);
+      const page = await this.core.retained(read.subscription.filter, read.after, messagesMax);
       if (session.retainedReads[0] !== read || !session.connected) continue;
       const next: RetainedRead = { ...read, after: page.next };
       session.retainedReads = [...(page.next === undefined ? [] : [next]), ...session.retainedReads.slice(1)];
       const reader = new ByteReader(page.messages);
-      while (!reader.done) this.#deliverRetained(session, read, readMessage(reader));
+      while (!reader.done) this.#deliverRetained(session, read, detached(readMessage(reader)));
       this.touch(session);
     }
   }
@@ -371,13 +390,20 @@ export class Broker {
 
   dispatch(batch: Uint8Array): void {
     const now = Date.now();
-    for (const { message, matched } of readForwarded(batch)) {
+    for (const { message: received, matched } of readForwarded(batch)) {
+      const message = received.qos === 0 ? received : detached(received);
       const forms = new PublishForms(message, now);
       this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
-        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
+        try {
+          this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
+        } catch (error) {
+          // One session's failure is not the others' (G5).
+          this.metrics.add("delivery.dropped");
+          this.connectionOf(subscriber.id)?.fail(error);
+        }
       });
       // A route that this node does not know of any more was left at the core by a crash.
-      for (const { key } of matched) if (!this.table.has(key)) this.core.outbox.add(removeRouteRecord(key), () => {});
+      for (const { key } of matched) if (!this.table.has(key)) this.changeRoutes([{ kind: "remove", key }]);
     }
     this.sessions.saveUrgent();
   }
@@ -394,7 +420,7 @@ export class Broker {
     const session = this.sessions.byId(sessionId);
     if (!session) return;
     const { seq, dropped } = session.enqueue(delivery, this.settings.mqtt.max_mqueue_len);
-    if (session.durable) {
+    if (session.durable || session.queueIsLong) {
       this.store.putDelivery(session.id, seq, delivery);
       session.written(seq);
     }

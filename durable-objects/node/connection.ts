@@ -30,6 +30,8 @@ export class Connection {
   session: Session | undefined;
   /** ms since the epoch: when the last packet came. */
   lastSeen: number;
+  /** Bytes of QoS 1 and 2 publishes that the cluster has not answered. */
+  unansweredBytes = 0;
   /** The socket is closed or closing; nothing more is sent. */
   closed = false;
   readonly #broker: Broker;

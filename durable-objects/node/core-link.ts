@@ -31,8 +31,8 @@ export class CoreLink {
     return this.#call((core) => core.settled(node));
   }
 
-  retained(filter: string, after: string | undefined): Promise<RetainedPage> {
-    return this.#call((core) => core.retained(filter, after));
+  retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {
+    return this.#call((core) => core.retained(filter, after, messagesMax));
   }
 
   /** Calls that may be made twice: each attempt on a fresh stub, since one that threw stays dead. */

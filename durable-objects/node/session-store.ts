@@ -50,7 +50,6 @@ CREATE TABLE IF NOT EXISTS session (
   connection TEXT
 );
 CREATE INDEX IF NOT EXISTS session_due ON session (due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS session_connected ON session (connected) WHERE connected = 1;
 CREATE TABLE IF NOT EXISTS subscription (
   session INTEGER NOT NULL,
   filter TEXT NOT NULL,
@@ -62,6 +61,7 @@ CREATE TABLE IF NOT EXISTS queue (
   session INTEGER NOT NULL,
   seq INTEGER NOT NULL,
   bytes INTEGER NOT NULL,
+  qos INTEGER NOT NULL,
   shared INTEGER NOT NULL,
   delivery BLOB NOT NULL,
   PRIMARY KEY (session, seq)
@@ -84,6 +84,7 @@ type SessionRow = {
 export class SessionStore {
   readonly #sql: SqlStorage;
   readonly #writer = new ByteWriter();
+  #count: number | undefined;
 
   constructor(sql: SqlStorage) {
     this.#sql = sql;
@@ -120,17 +121,21 @@ export class SessionStore {
     session.willAt = row.will_at;
     session.will = row.will ? readWill(new Uint8Array(row.will)) : undefined;
     const checkpoint = JSON.parse(row.checkpoint) as Checkpoint;
-    const stored = this.#sql.exec<{ seq: number; bytes: number; shared: number }>(
-      "SELECT seq, bytes, shared FROM queue WHERE session = ? AND seq > ? ORDER BY seq",
+    const stored = this.#sql.exec<{ seq: number; bytes: number; qos: number; shared: number }>(
+      "SELECT seq, bytes, qos, shared FROM queue WHERE session = ? ORDER BY seq",
       row.id,
-      checkpoint.sentUpTo,
     );
     session.restore(checkpoint, storedMessages(stored));
-    session.loadInflight((seq) => this.loadDelivery(row.id, seq));
-    for (const { subscription } of this.#subscriptions("WHERE session = ?", row.id))
-      session.subscriptions.set(subscription.filter, subscription);
+    for (const { subscription } of this.#subscriptions("WHERE session = ?", row.id)) session.subscribe(subscription);
     session.dirty = false;
     return session;
+  }
+
+  /** Writes a new session's row. */
+  insert(session: Session): void {
+    const before = this.count();
+    this.save(session);
+    this.#count = before + 1;
   }
 
   /** Writes all of a session but its messages and subscriptions. */
@@ -170,8 +175,10 @@ export class SessionStore {
   }
 
   delete(id: number): void {
+    const before = this.count();
     this.clear(id);
-    this.#sql.exec("DELETE FROM session WHERE id = ?", id);
+    const { rowsWritten } = this.#sql.exec("DELETE FROM session WHERE id = ?", id);
+    if (rowsWritten > 0) this.#count = before - 1;
   }
 
   // ---- deadlines --------------------------------------------------------------------------------------------------
@@ -194,8 +201,10 @@ export class SessionStore {
     return [...this.#sql.exec<{ id: number }>("SELECT id FROM session WHERE connected = 1")].map((row) => row.id);
   }
 
+  /** Sessions of this node: counted once, then kept. */
   count(): number {
-    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM session").one().n;
+    this.#count ??= this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM session").one().n;
+    return this.#count;
   }
 
   // ---- subscriptions ----------------------------------------------------------------------------------------------
@@ -255,12 +264,13 @@ export class SessionStore {
 
   /** @returns the message's id. */
   putStored(sessionId: number, { seq, delivery }: StoredDelivery): string {
-    const { message, shared } = readDelivery(delivery);
+    const { message, qos, shared } = readDelivery(delivery);
     this.#sql.exec(
-      "INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?)",
+      "INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?, ?)",
       sessionId,
       seq,
       messageBytes(message),
+      qos,
       shared === undefined ? 0 : 1,
       delivery,
     );
@@ -300,8 +310,10 @@ export class SessionStore {
   }
 }
 
-function* storedMessages(rows: Iterable<{ seq: number; bytes: number; shared: number }>): Generator<StoredMessage> {
-  for (const { seq, bytes, shared } of rows) yield { seq, bytes, shared: shared === 1 };
+function* storedMessages(
+  rows: Iterable<{ seq: number; bytes: number; qos: number; shared: number }>,
+): Generator<StoredMessage> {
+  for (const { seq, bytes, qos, shared } of rows) yield { seq, bytes, qos: qos as QoS, shared: shared === 1 };
 }
 
 /** flags u8 (QoS, retain, shared), count u16 and subscription ids u32, the share key if any, the message. */

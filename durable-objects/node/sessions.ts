@@ -16,7 +16,7 @@ import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import { atNoTime, Session } from "../../mqtt/session.ts";
-import { fenceRecord, releaseRecord, type Claim, type TakenOver } from "../rpc.ts";
+import { fenceRecord, openedRecord, releaseRecord, type Claim, type MovedSession, type TakenOver } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
 import { readDelivery, type StoredDelivery } from "./session-store.ts";
@@ -87,16 +87,23 @@ export class Sessions {
     const broker = this.#broker;
     const { connection } = opening;
     const { clientId } = request;
-    const { epoch, previous } = await opening.claim;
-    if (previous !== undefined && previous !== broker.name) {
-      const taken = await broker.host.nodeAt(previous).takeOver(clientId, epoch, !request.cleanStart);
+    const { epoch, holders } = await opening.claim;
+    // The latest session is the one to go on with; older ones, left by failures, end where they are.
+    let resume = !request.cleanStart;
+    for (const holder of holders) {
+      const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
       if (taken.kind === "superseded") opening.superseded = true;
-      if (taken.kind === "session") await this.#adopt(clientId, epoch, previous, taken);
+      if (taken.kind !== "session") continue;
+      await this.#adopt(clientId, epoch, holder, taken);
+      resume = false;
     }
     if (opening.superseded) return connection.fail(takenOver());
     const existing = this.byClientId(clientId);
     if (existing) this.#closeConnection(existing);
-    const session = this.#resumeOrCreate(request);
+    const username = connection.facts?.username;
+    if (!existing && broker.store.count() >= limits.sessionsPerNodeMax)
+      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
+    const session = this.#resumeOrCreate(request, username);
     session.epoch = epoch;
     if (connection.closed) {
       // The client left while its session was sought: what there is stays, as after any lost connection.
@@ -108,26 +115,29 @@ export class Sessions {
     const sessionPresent = session.detached;
     broker.metrics.add("client.connected");
     broker.metrics.add(sessionPresent ? "session.resumed" : "session.created");
-    session.username = facts.username;
+    session.username = username;
     session.expiryInterval = request.expiryInterval;
     session.will = request.will;
     session.attach(facts.receiveMaximum);
     broker.bind(session, connection);
     broker.changeRoutes(broker.table.setConnected(session.id, session.subscriptions.keys(), true));
-    broker.store.save(session);
+    if (sessionPresent) broker.store.save(session);
+    else broker.store.insert(session);
     broker.store.saveConnection(session.id, { facts, aliases: [] });
+    if (holders.length > 0) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
     connection.process(Date.now());
   }
 
   /** The session to go on with. One that was there before has been detached, and so has a deadline. */
-  #resumeOrCreate({ clientId, cleanStart }: OpenRequest): Session {
+  #resumeOrCreate({ clientId, cleanStart }: OpenRequest, username: string | undefined): Session {
     const existing = this.byClientId(clientId);
     if (existing) {
       const { will, ended } = existing.due(Date.now());
       if (will) this.#broker.publishWill(clientId, will, Date.now());
-      if (!cleanStart && !ended) return existing; // [MQTT-3.1.2-5]
+      // A session is its user's: whoever else has the client id does not get what was meant for them (G9).
+      if (!cleanStart && !ended && existing.username === username) return existing; // [MQTT-3.1.2-5]
       this.end(existing); // [MQTT-3.1.2-4]
     }
     return this.#create(clientId);
@@ -143,7 +153,7 @@ export class Sessions {
   /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
   #closeConnection(session: Session): void {
     const connection = this.#broker.connectionOf(session.id);
-    if (!connection) return;
+    if (!connection) return this.handleLost([session.id]);
     this.#broker.metrics.add("session.takenover");
     connection.fail(takenOver());
   }
@@ -159,12 +169,12 @@ export class Sessions {
       supersede(opening);
       await opening.done;
     }
+    const connected = this.byClientId(clientId);
+    if (connected && connected.epoch > epoch) return { kind: "superseded" };
+    if (connected) this.#closeConnection(connected);
+    // A transient session has ended with its connection.
     const session = this.byClientId(clientId);
     if (!session) return { kind: "none" };
-    if (session.epoch > epoch) return { kind: "superseded" };
-    this.#closeConnection(session);
-    // A transient session ended with its connection.
-    if (this.byClientId(clientId) !== session) return { kind: "none" };
     const { will, ended } = session.due(Date.now());
     if (will) this.#broker.publishWill(clientId, will, Date.now());
     if (!resume || ended) {
@@ -178,6 +188,7 @@ export class Sessions {
       kind: "session",
       session: {
         expiryInterval: session.expiryInterval,
+        username: session.username,
         subscriptions: [...session.subscriptions.values()],
         checkpoint: session.checkpoint(),
       },
@@ -211,14 +222,33 @@ export class Sessions {
     const arrivalsFrom = moved.checkpoint.nextSeq + broker.settings.mqtt.max_mqueue_len * 1000;
     const session = this.#create(clientId);
     session.expiryInterval = moved.expiryInterval;
+    session.username = moved.username;
     session.epoch = epoch;
     session.adopting = true;
     session.detach(Date.now());
     session.restore({ ...moved.checkpoint, nextSeq: arrivalsFrom }, []);
     for (const subscription of moved.subscriptions) {
-      session.subscriptions.set(subscription.filter, subscription);
+      session.subscribe(subscription);
       broker.changeRoutes([broker.table.add(session, subscription, false)]);
     }
+    try {
+      await this.#moveMessages(session, epoch, previous, moved, arrivalsFrom);
+    } catch (error) {
+      // Half a session is none: the registry remembers who has it whole.
+      this.#forget(session);
+      throw error;
+    }
+  }
+
+  async #moveMessages(
+    session: Session,
+    epoch: number,
+    previous: string,
+    moved: MovedSession,
+    arrivalsFrom: number,
+  ): Promise<void> {
+    const broker = this.#broker;
+    const { clientId } = session;
     await this.#fence();
     await broker.core.settled(previous);
     const node = broker.host.nodeAt(previous);
@@ -233,13 +263,18 @@ export class Sessions {
     for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
       if (ids.has(readDelivery(delivery).message.id)) broker.store.deleteDeliveries(session.id, [seq]);
     for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
-    this.#save(session);
-    this.#loaded.delete(session.id); // loaded anew, with all its messages
+    broker.store.insert(session);
+    this.#loaded.delete(session.id); // to be loaded anew, with all its messages
     await node.takeOverDone(clientId, epoch);
   }
 
   #fence(): Promise<void> {
-    return new Promise((resolve) => this.#broker.core.outbox.add(fenceRecord(), () => resolve()));
+    return new Promise((resolve, reject) => {
+      this.#broker.core.outbox.add(fenceRecord(), (reasonCode) => {
+        if (reasonCode === undefined) reject(new Error("the core does not answer"));
+        else resolve();
+      });
+    });
   }
 
   // ---- the end of connections and sessions ------------------------------------------------------------------------
@@ -250,24 +285,29 @@ export class Sessions {
     this.#settle(session, now);
   }
 
-  /** Disk says connected, but no socket is there: the node crashed or was deployed. */
-  handleLost(session: Session): void {
-    this.#keep(session);
-    session.detach(Date.now());
-    // Not in the constructor's turn: what follows may publish a will.
-    setImmediate(() => this.#settle(session, Date.now()));
+  /** Disk says connected, but no socket is there: the node crashed or was deployed. Some at a time. */
+  handleLost(ids: readonly number[]): void {
+    const now = Date.now();
+    for (const id of ids.slice(0, limits.pageMessagesMax)) {
+      const session = this.byId(id);
+      if (!session?.connected || this.#broker.connectionOf(id)) continue;
+      session.detach(now);
+      this.#settle(session, now);
+    }
+    const rest = ids.slice(limits.pageMessagesMax);
+    if (rest.length > 0) setImmediate(() => this.handleLost(rest));
   }
 
-  /** What is due of a session without a connection. @returns when something is due next. */
+  /** What is due of a session without a connection. */
   #settle(session: Session, now: number): void {
     const broker = this.#broker;
-    if (session.connected) return;
+    if (session.connected || session.adopting || !this.has(session)) return;
     const { will, ended } = session.due(now);
     if (will) broker.publishWill(session.clientId, will, now);
     if (ended) return this.end(session);
     const changes: RouteChange[] = broker.table.setConnected(session.id, session.subscriptions.keys(), false);
     broker.changeRoutes(changes);
-    this.#save(session);
+    this.#trySave(session);
     for (const at of [session.willAt, session.expiresAt]) if (at > 0 && at !== atNoTime) broker.host.ringAt(at);
   }
 
@@ -288,8 +328,14 @@ export class Sessions {
     const left = [...session.redispatchable(load)];
     this.#forget(session);
     for (const { message, shared } of left) broker.publishOwn(message, shared!);
-    broker.core.outbox.add(releaseRecord(session.clientId, session.epoch), () => {});
+    this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
+  }
+
+  #release(clientId: string, epoch: number): void {
+    this.#broker.core.outbox.add(releaseRecord(clientId, epoch), (reasonCode) => {
+      if (reasonCode === undefined) this.#release(clientId, epoch);
+    });
   }
 
   #forget(session: Session): void {
@@ -313,8 +359,7 @@ export class Sessions {
 
   /** What must be on disk before anything else is sent. */
   saveUrgent(): void {
-    for (const session of this.#urgent) this.#save(session);
-    this.#urgent.clear();
+    for (const session of this.#urgent) this.#trySave(session);
   }
 
   /** A timer while anything is unwritten: it also keeps the object from sleeping. */
@@ -323,11 +368,30 @@ export class Sessions {
       this.#saving = undefined;
       this.#broker.saveConnections();
       for (const [session, revision] of this.#dirty) {
-        if (session.durable || session.revision === revision) this.#save(session);
+        if (session.durable || session.revision === revision) this.#trySave(session);
         else this.#dirty.set(session, session.revision);
       }
       if (this.#dirty.size > 0) this.saveSoon();
     }, limits.checkpointDelayMs);
+  }
+
+  /** One session that cannot be written is not the others' trouble: it loses its connection (G5). */
+  #trySave(session: Session): void {
+    try {
+      this.#save(session);
+    } catch (error) {
+      console.error(`${session.clientId} could not be saved: ${String(error)}`);
+      this.#dirty.delete(session);
+      this.#urgent.delete(session);
+      this.#broker.connectionOf(session.id)?.fail(error);
+    }
+    if (session.atRest && !this.#openings.has(session.clientId)) this.#unload(session);
+  }
+
+  /** Memory is a cache. */
+  #unload(session: Session): void {
+    this.#loaded.delete(session.id);
+    this.#idOf.delete(session.clientId);
   }
 
   #save(session: Session): void {

@@ -90,7 +90,7 @@ describe("topic filters", () => {
   test("a shared filter is taken apart", () => {
     expect(parseShared("$share/g/a/+")).toEqual({ group: "g", filter: "a/+" });
     expect(parseShared("$share/g//a")).toEqual({ group: "g", filter: "/a" });
-    expect(parseShared("$queue/a")).toEqual({ group: "$queue", filter: "a" });
+    expect(parseShared("$queue/a")).toEqual({ group: "$queue/", filter: "a" });
     expect(parseShared("$shared/g/a")).toEqual({ group: undefined, filter: "$shared/g/a" });
     expect(parseShared("a/$share/g/b")).toEqual({ group: undefined, filter: "a/$share/g/b" });
   });
