@@ -280,7 +280,10 @@ export async function converse(url: string, options: ConverseOptions = {}): Prom
 export type ConnectOptions = ConverseOptions & Partial<Omit<IConnectPacket, "cmd" | "protocolVersion" | "protocolId">>;
 
 /** A CONNECT packet; clean, with a new client id and without keep-alive unless the options say otherwise. */
-export function connectPacket({ version = 5, ...fields }: Omit<ConnectOptions, keyof ClientOptions>): IConnectPacket {
+export function connectPacket({
+  version = 5,
+  ...fields
+}: Omit<ConnectOptions, keyof ClientOptions> = {}): IConnectPacket {
   return {
     cmd: "connect",
     protocolId: version === 3 ? "MQIsdp" : "MQTT",
