@@ -332,3 +332,25 @@ describe("$SYS", () => {
     await client.expectNothing();
   });
 });
+
+test("a real alarm wakes a node that sleeps", async () => {
+  vi.useRealTimers();
+  const node = newNode();
+  const watcher = await converse(newNode());
+  const topic = `alarms/${node}`;
+  await subscribe(watcher, topic);
+  const client = await converse(node, {
+    clean: false,
+    properties: { sessionExpiryInterval: 2 },
+    will: { topic, payload: "gone", qos: 1, properties: { willDelayInterval: 1 } },
+  });
+  await client.drop();
+  await sleep(node);
+  await watcher.expectMessage("gone");
+  await sleep(node);
+  await vi.waitUntil(
+    async () => (await rows(coreName, "SELECT 1 FROM claim WHERE client_id = ?", client.clientId)).length === 0,
+    { timeout: 5_000, interval: 50 },
+  );
+  expect(await secondsToAlarm(node)).toBeUndefined();
+});

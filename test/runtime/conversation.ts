@@ -25,7 +25,6 @@ const patienceMs = 3_000;
 export interface Conversation {
   /** The session's client id. */
   readonly clientId: string;
-  readonly connack: IConnackPacket;
   /** Sends the packets in one frame. */
   send(...packets: Packet[]): void;
   sendBytes(bytes: Uint8Array): void;
@@ -54,7 +53,17 @@ let clients = 0;
 export const durable = { clean: false, properties: { sessionExpiryInterval: 3600 } } as const;
 
 /** Connects to the node; clean, with a client id of its own and without keep-alive unless the fields say otherwise. */
-export async function converse(node: string, { version = 5, ...fields }: ConnectFields = {}): Promise<Conversation> {
+export async function converse(
+  node: string,
+  fields: ConnectFields = {},
+): Promise<Conversation & { readonly connack: IConnackPacket }> {
+  const conversation = await knock(node, fields);
+  const connack = await conversation.expect("connack", fields.version === 4 ? { returnCode: 0 } : { reasonCode: 0 });
+  return { ...conversation, connack };
+}
+
+/** As `converse`, but does not wait for CONNACK. */
+export async function knock(node: string, { version = 5, ...fields }: ConnectFields = {}): Promise<Conversation> {
   const url = `http://example.com/mqtt?node=${node}`;
   const response = await SELF.fetch(url, { headers: { Upgrade: "websocket", "Sec-WebSocket-Protocol": "mqtt" } });
   const socket = response.webSocket;
@@ -91,7 +100,7 @@ export async function converse(node: string, { version = 5, ...fields }: Connect
     keepalive: 0,
     ...fields,
   };
-  const conversation: Omit<Conversation, "connack"> = {
+  const conversation: Conversation = {
     clientId: connect.clientId,
     send: (...packets) =>
       socket.send(Buffer.concat(packets.map((packet) => generate(packet, { protocolVersion: version })))),
@@ -135,8 +144,7 @@ export async function converse(node: string, { version = 5, ...fields }: Connect
     },
   };
   conversation.send(connect);
-  const connack = await conversation.expect("connack", version === 5 ? { reasonCode: 0 } : { returnCode: 0 });
-  return { ...conversation, connack };
+  return conversation;
 }
 
 // ---- packets --------------------------------------------------------------------------------------------------------

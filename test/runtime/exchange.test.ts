@@ -200,7 +200,7 @@ describe("a crash behind", () => {
   test.concurrent.for(["PUBREC", "PUBREL", "PUBCOMP"])("[G1] incoming QoS 2: %s", async (crashAt) => {
     const node = newNode();
     const { client, watcher, topic } = await meet(node, durable, "watcher");
-    let current = client;
+    let current: Conversation = client;
     const step = async (name: string): Promise<void> => {
       if (name === crashAt) current = await crashAndReturn(node);
     };
@@ -240,7 +240,7 @@ describe("a crash behind", () => {
   test.concurrent.for(["PUBLISH", "PUBREC", "PUBREL"])("[G1] outgoing QoS 2: %s", async (crashAt) => {
     const node = newNode();
     const { watcher, client, topic } = await meet(node, durable, "client");
-    let current = client;
+    let current: Conversation = client;
     watcher.send(publish(topic, "first", 2, { messageId: 5 }));
     await watcher.expect("pubrec", { messageId: 5 });
     let { messageId } = await current.expectMessage("first", { qos: 2, dup: false });
