@@ -262,7 +262,7 @@ export class Channel {
         return refuse(ReasonCode.QoSNotSupported, `will QoS above ${settings.max_qos_allowed}`); // [MQTT-3.2.2-12]
       if (will.retain && !settings.retain_available)
         return refuse(ReasonCode.RetainNotSupported, "retained messages are off"); // [MQTT-3.2.2-13]
-      const fault = faultOf(() => checkTopicName(will.topic, settings.max_topic_levels));
+      const fault = faultOf(() => checkTopicName(topicOf(will.topic), settings.max_topic_levels));
       if (fault) return refuse(fault.reasonCode, fault.message);
     }
     const expiryInterval =
@@ -282,7 +282,7 @@ export class Channel {
     const { facts, request } = this.#state;
     if (reasonCode !== ReasonCode.Success)
       return this.handleError(new MqttError(reasonCode, "the user name or password is not accepted"));
-    if (request.will && !this.#mayPublish(facts, request.will.topic))
+    if (request.will && !this.#mayPublish(facts, topicOf(request.will.topic)))
       return this.handleError(new MqttError(ReasonCode.NotAuthorized, "not authorized for the will's topic"));
     this.#effects.push({ kind: "open", request });
   }
@@ -600,6 +600,11 @@ function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>
     messageExpiryInterval: properties.messageExpiryInterval,
     delaySeconds: properties.willDelayInterval ?? 0,
   };
+}
+
+/** Where a message to this name goes in the end. */
+function topicOf(name: string): string {
+  return parseDelayed(name)?.topic ?? name;
 }
 
 /** The client's error that a check throws. */

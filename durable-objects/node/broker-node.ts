@@ -65,8 +65,8 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   // ---- NodeRpc ----------------------------------------------------------------------------------------------------
 
-  async forward(batch: Uint8Array): Promise<void> {
-    this.#broker.dispatch(batch);
+  forward(batch: Uint8Array): Promise<void> {
+    return this.#broker.dispatch(batch);
   }
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {

@@ -20,7 +20,7 @@ import { limits } from "../../mqtt/limits.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, RetainedRead, Session, Will } from "../../mqtt/session.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { parseDelayed, parseShared } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
 import {
   addRouteRecord,
@@ -254,21 +254,26 @@ export class Broker {
     this.touch(session);
   }
 
-  /** A message that no client waits for: a will, or one that a share group's member left behind. */
-  publishOwn(message: Message, only: string): void {
-    const record = publishRecord(this.#writer, { message, delaySeconds: 0, only });
-    if (message.qos === 0) this.core.outbox.addUnacknowledged(record);
-    else
-      this.core.outbox.add(record, (reasonCode) => {
-        if (reasonCode === undefined) this.metrics.add("messages.dropped");
-      });
+  /**
+   * A message that no client waits for: a will, or with `only` one that a share group's member left to the others.
+   * Resolves when the cluster has it, or it was given up and counted.
+   */
+  publishOwn(message: Message, only: string, delaySeconds = 0): Promise<void> {
+    const record = publishRecord(this.#writer, { message, delaySeconds, only });
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.core.outbox.add(record, (reasonCode) => {
+      if (reasonCode === undefined) this.metrics.add("messages.dropped");
+      resolve();
+    });
+    return promise;
   }
 
   publishWill(clientId: string, will: Will, now: number): void {
-    const { topic, payload, qos, retain, properties, messageExpiryInterval } = will;
+    const { payload, qos, retain, properties, messageExpiryInterval } = will;
+    const { topic, delaySeconds } = parseDelayed(will.topic) ?? { topic: will.topic, delaySeconds: 0 };
     const expiresAt = messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000;
     const id = this.channelContext.messageId();
-    this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "");
+    void this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "", delaySeconds);
   }
 
   // ---- subscribe --------------------------------------------------------------------------------------------------
@@ -388,8 +393,10 @@ export class Broker {
 
   // ---- dispatch: core -> sessions -> sockets ----------------------------------------------------------------------
 
-  dispatch(batch: Uint8Array): void {
+  /** Resolves when what durable sessions get is written, and what no member was left for is with the group again. */
+  async dispatch(batch: Uint8Array): Promise<void> {
     const now = Date.now();
+    const passedOn: Promise<void>[] = [];
     for (const { message: received, matched } of readForwarded(batch)) {
       const message = received.qos === 0 ? received : detached(received);
       const forms = new PublishForms(message, now);
@@ -402,10 +409,16 @@ export class Broker {
           this.connectionOf(subscriber.id)?.fail(error);
         }
       });
-      // A route that this node does not know of any more was left at the core by a crash.
-      for (const { key } of matched) if (!this.table.has(key)) this.changeRoutes([{ kind: "remove", key }]);
+      for (const { key } of matched) if (!this.table.has(key)) passedOn.push(...this.#handleNobody(message, key));
     }
     this.sessions.saveUrgent();
+    await Promise.all(passedOn);
+  }
+
+  /** The last subscriber left while the message was under way: the core is told, and then asked for another member. */
+  #handleNobody(message: Message, key: string): Promise<void>[] {
+    this.changeRoutes([{ kind: "remove", key }]);
+    return message.qos > 0 && parseShared(key).group !== undefined ? [this.publishOwn(message, key)] : [];
   }
 
   deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {

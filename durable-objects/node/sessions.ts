@@ -327,7 +327,7 @@ export class Sessions {
     if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
     const left = [...session.redispatchable(load)];
     this.#forget(session);
-    for (const { message, shared } of left) broker.publishOwn(message, shared!);
+    for (const { message, shared } of left) void broker.publishOwn(message, shared!);
     this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
   }
