@@ -193,6 +193,17 @@ export class Client {
     this.perform();
   }
 
+  /** The cluster knows the oldest SUBSCRIBE: the codes of the SUBACK. */
+  subscribed(): number[] {
+    const { packetId, codes, wanted } = this.broker.subscribes.shift()!;
+    for (const { subscription } of wanted) this.channel.session?.subscribe(subscription);
+    this.channel.handleSubscribed(packetId, codes);
+    this.perform();
+    const [suback] = this.receives();
+    if (suback === "closed" || suback?.cmd !== "suback") throw new Error(`no SUBACK: ${JSON.stringify(suback)}`);
+    return suback.granted as number[];
+  }
+
   /** A message for the client's session. */
   gets(delivery: Delivery): void {
     this.#session!.enqueue(delivery, 1000);

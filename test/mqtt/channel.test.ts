@@ -1088,11 +1088,11 @@ describe("subscribing", () => {
 
   test("[MQTT-3.8.4-3] whether a subscription is new or takes another's place", () => {
     const { client, broker } = start(5);
-    const session = client.connect();
+    client.connect();
     client.sends(subscribe(1, "a"));
-    session.subscriptions.set("a", broker.subscribes[0]!.wanted[0]!.subscription);
+    client.subscribed();
     client.sends(subscribe(2, "a", "b"));
-    expect(broker.subscribes[1]!.wanted).toMatchObject([{ isNew: false }, { isNew: true }]);
+    expect(broker.subscribes[0]!.wanted).toMatchObject([{ isNew: false }, { isNew: true }]);
   });
 
   test.each(versions)("[MQTT-3.8.4-6] [MQTT-3.9.3-1] each filter has its code, in order, version %i", (version) => {
@@ -1103,13 +1103,13 @@ describe("subscribing", () => {
     const { client, broker } = start(version, { rules, settings: { max_topic_levels: 3 } });
     client.connect();
     client.sends(subscribe(1, "a", "secret/x", "a/b/c/d", "$share/g/secret/x", "b"));
-    const { codes, wanted } = broker.subscribes[0]!;
-    const refusals = version === 5 ? [0x87, 0x8f, 0x87] : [0x80, 0x80, 0x80];
-    expect(codes).toEqual([2, ...refusals, 2]);
-    expect(wanted.map(({ index, subscription }) => [index, subscription.filter])).toEqual([
+    expect(broker.subscribes[0]!.wanted.map(({ index, subscription }) => [index, subscription.filter])).toEqual([
       [0, "a"],
       [4, "b"],
     ]);
+    // [MQTT-3.9.3-2] of 3.1.1: before 5.0 there is one code for all refusals.
+    const refusals = version === 5 ? [0x87, 0x8f, 0x87] : [0x80, 0x80, 0x80];
+    expect(client.subscribed()).toEqual([2, ...refusals, 2]);
   });
 
   test.each(versions)("what the broker does not offer: 0x9E, 0xA2, 0x80 before 5.0, version %i", (version) => {
@@ -1117,11 +1117,11 @@ describe("subscribing", () => {
       [{ shared_subscription: false }, 0x9e, ["$share/g/t", "$queue/t"]],
       [{ wildcard_subscription: false }, 0xa2, ["+", "a/#", "$share/g/+"]],
     ] as const) {
-      const { client, broker } = start(version, { settings });
+      const { client } = start(version, { settings });
       client.connect();
       client.sends(subscribe(1, ...filters, "plain"));
       const refusal = version === 5 ? reasonCode : 0x80;
-      expect(broker.subscribes[0]!.codes).toEqual([...filters.map(() => refusal), 2]);
+      expect(client.subscribed()).toEqual([...filters.map(() => refusal), 2]);
     }
   });
 
@@ -1130,19 +1130,41 @@ describe("subscribing", () => {
     client.connect();
     const subscriptions = [0, 1, 2].map((qos) => ({ topic: `q${qos}`, qos }));
     client.sends({ cmd: "subscribe", messageId: 1, subscriptions });
-    expect(broker.subscribes[0]!.codes).toEqual([0, 1, 1]);
     expect(broker.subscribes[0]!.wanted.map(({ subscription }) => subscription.qos)).toEqual([0, 1, 1]);
+    expect(client.subscribed()).toEqual([0, 1, 1]);
   });
 
   test("[G6] a session's subscriptions are bounded: 0x97, but one that is there may be changed", () => {
     const { client, broker } = start(5);
     const session = client.connect();
-    client.sends(subscribe(1, "t"));
+    client.sends(subscribe(1, "t0"));
     const { subscription } = broker.subscribes[0]!.wanted[0]!;
-    for (let count = 1; count < limits.subscriptionsPerSessionMax; count++)
-      session.subscriptions.set(`t${count}`, subscription);
+    client.subscribed();
+    for (let count = 1; count < limits.subscriptionsPerSessionMax - 1; count++)
+      session.subscribe({ ...subscription, filter: `t${count}` });
     client.sends(subscribe(2, "new", "newer", "t1"));
-    expect(broker.subscribes[1]!.codes).toEqual([2, 0x97, 2]);
+    expect(client.subscribed()).toEqual([2, 0x97, 2]);
+    session.unsubscribe("t1");
+    client.sends(subscribe(3, "newer"));
+    expect(client.subscribed()).toEqual([2]);
+  });
+
+  test("[G6] so are the bytes of their filters", () => {
+    const { client } = start(5);
+    const session = client.connect();
+    const filter = (letter: string) => letter.repeat(60_000);
+    const fits = Math.floor(limits.subscriptionBytesPerSessionMax / 60_000);
+    const letters = "abcdefghijklmnopqrstuvwxyz".slice(0, fits + 1);
+    for (const letter of letters.slice(0, fits - 1)) {
+      client.sends(subscribe(1, filter(letter)));
+      expect(client.subscribed()).toEqual([2]);
+    }
+    // Within one packet too.
+    client.sends(subscribe(2, filter(letters.at(-2)!), filter(letters.at(-1)!), filter("a")));
+    expect(client.subscribed()).toEqual([2, 0x97, 2]);
+    session.unsubscribe(filter("a"));
+    client.sends(subscribe(3, filter(letters.at(-1)!)));
+    expect(client.subscribed()).toEqual([2]);
   });
 
   test.each(versions)("a filter that is malformed ends the connection, version %i", (version) => {

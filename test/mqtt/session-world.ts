@@ -60,11 +60,9 @@ export class Disk {
     const session = new Session(1, "c");
     session.expiryInterval = expiryNever;
     const stored = [...this.rows]
-      .filter(([seq]) => seq > this.checkpoint!.sentUpTo)
       .sort(([a], [b]) => a - b)
-      .map(([seq, { shared }]) => ({ seq, bytes: 100, shared: shared !== undefined }));
+      .map(([seq, { qos, shared }]) => ({ seq, bytes: 100, qos, shared: shared !== undefined }));
     session.restore(this.checkpoint!, stored);
-    session.loadInflight(this.load);
     return session;
   }
 

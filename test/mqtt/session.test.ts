@@ -292,19 +292,46 @@ describe("the queue's bounds [G6]", () => {
     expect(sent(session)).toEqual(["1 a"]);
   });
 
-  test("of a long queue on disk only some is held in memory, and all of it is sent", () => {
+  test.each([
+    ["messages", 1, limits.mqueueLoadedMax],
+    ["bytes", 100_000, Math.floor(limits.mqueueLoadedBytesMax / 100_100)],
+  ])("of a long queue on disk only some is held in memory, by %s, and all of it is sent", (_, bytes, held) => {
     const session = durable();
     const disk = new Disk();
-    const ids = Array.from({ length: limits.mqueueLoadedMax + 20 }, (_, index) => `m${index}`);
-    for (const id of ids) disk.enqueue(session, delivery(id));
+    session.attach(1);
+    const ids = Array.from({ length: held + 20 }, (_, index) => `m${index}`);
+    disk.enqueue(session, delivery("first"));
+    const loaded: number[] = [];
+    const load = (seq: number) => {
+      loaded.push(seq);
+      return disk.load(seq);
+    };
+    const all = sent(session, load);
+    for (const id of ids) disk.enqueue(session, delivery(id, { bytes }));
+    for (let packetId = 1; session.inflightCount > 0; packetId++) {
+      session.handlePuback(packetId);
+      all.push(...sent(session, load));
+    }
+    expect(all).toEqual(["first", ...ids].map((id, index) => `${index + 1} ${id}`));
+    expect(loaded).toHaveLength(20);
+  });
+
+  test("while the client is away nothing that is on disk is held in memory", () => {
+    const session = durable();
+    const disk = new Disk();
+    session.attach(1);
+    for (const id of ["a", "b"]) disk.enqueue(session, delivery(id));
+    session.detach(now);
+    disk.enqueue(session, delivery("c"));
+    session.enqueue(delivery("d"), plenty); // not on disk
     session.attach(plenty);
     const loaded: number[] = [];
     const load = (seq: number) => {
       loaded.push(seq);
       return disk.load(seq);
     };
-    expect(sent(session, load)).toEqual(ids.map((id, index) => `${index + 1} ${id}`));
-    expect(loaded).toHaveLength(20);
+    expect(sent(session, load)).toEqual(["1 a", "2 b", "3 c", "4 d"]);
+    expect(loaded).toEqual([1, 2, 3]);
   });
 
   test("a message that is no longer on disk is passed over", () => {
@@ -480,6 +507,38 @@ describe("disk", () => {
     expect(sent(woken, disk.load)).toEqual(["3 c dup"]);
     woken.handlePuback(3);
     expect(sent(woken, disk.load)).toEqual(["4 d"]);
+  });
+});
+
+describe("subscriptions", () => {
+  const subscriptionTo = (filter: string) => ({
+    filter,
+    qos: 1 as const,
+    noLocal: false,
+    retainAsPublished: false,
+    retainHandling: 0 as const,
+    subscriptionId: 0,
+  });
+
+  test("[MQTT-3.8.4-3] one for each filter; their bytes are those of the filters", () => {
+    const session = durable();
+    session.subscribe(subscriptionTo("a/b"));
+    session.subscribe(subscriptionTo("a/b"));
+    session.subscribe({ ...subscriptionTo("c"), qos: 1 });
+    expect([session.subscriptions.size, session.subscriptionBytes]).toEqual([2, 4]);
+    expect(session.unsubscribe("a/b")).toBe(true);
+    expect(session.unsubscribe("a/b")).toBe(false);
+    expect([session.subscriptions.size, session.subscriptionBytes]).toEqual([1, 1]);
+  });
+
+  test("[MQTT-3.10.4-3] what was unsubscribed gets no more retained messages", () => {
+    const session = durable();
+    for (const filter of ["a", "b"]) {
+      session.subscribe(subscriptionTo(filter));
+      session.retainedReads.push({ subscription: subscriptionTo(filter), after: undefined });
+    }
+    session.unsubscribe("a");
+    expect(session.retainedReads.map(({ subscription }) => subscription.filter)).toEqual(["b"]);
   });
 });
 
