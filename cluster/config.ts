@@ -17,6 +17,7 @@ import * as v from "valibot";
 
 import { faultOfRuleTopic } from "../mqtt/authorization.ts";
 import type { Rule } from "../mqtt/authorization.ts";
+import type { MqttSettings } from "../mqtt/settings.ts";
 import { isDnsLabel, isMember, parseNodeName } from "./name.ts";
 import type { NodeName } from "./name.ts";
 import { parsePasswordHash } from "./password-hash.ts";
@@ -35,26 +36,7 @@ export interface Settings {
     /** Clients per node. */
     readonly max_connections: number;
   };
-  readonly mqtt: {
-    /** Bytes. */
-    readonly max_packet_size: number;
-    readonly max_topic_levels: number;
-    readonly max_qos_allowed: 0 | 1 | 2;
-    readonly max_topic_alias: number;
-    readonly retain_available: boolean;
-    readonly wildcard_subscription: boolean;
-    readonly shared_subscription: boolean;
-    readonly shared_subscription_strategy: SharedStrategy;
-    readonly max_inflight: number;
-    readonly max_awaiting_rel: number;
-    readonly max_mqueue_len: number;
-    /** Milliseconds. */
-    readonly session_expiry_interval: number;
-    /** Seconds; undefined: disabled. */
-    readonly server_keepalive: number | undefined;
-    /** Milliseconds. */
-    readonly idle_timeout: number;
-  };
+  readonly mqtt: MqttSettings & { readonly shared_subscription_strategy: SharedStrategy };
   readonly allow_anonymous: boolean;
   /** User name -> password hash, for `parsePasswordHash`. Without a prototype: look any name up. */
   readonly authentication: Readonly<Record<string, string>>;

@@ -12,7 +12,6 @@
  *
  * Pure: time, ids and settings are given.
  */
-import type { Settings } from "../cluster/config.ts";
 import { authorize, refusalOf, type Rule } from "./authorization.ts";
 import type {
   ClientPacket,
@@ -29,11 +28,12 @@ import type { Publish } from "./publish.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";
 import { ConnectError, SilentError } from "./refusal.ts";
 import { expiryNever, type Receipt, type Session, type Subscription, type Will } from "./session.ts";
+import type { MqttSettings } from "./settings.ts";
 import { checkTopicFilter, checkTopicName, hasWildcard, parseDelayed, parseShared } from "./topic.ts";
 
 /** What a channel is given by its surroundings. */
 export interface ChannelContext {
-  readonly settings: Settings["mqtt"];
+  readonly settings: MqttSettings;
   readonly rules: readonly Rule[];
   /** A new message id, unique in the cluster. */
   readonly messageId: () => string;
@@ -102,6 +102,13 @@ type State =
   | Connecting
   | { readonly name: "connected"; readonly facts: ConnectionFacts; readonly session: Session }
   | { readonly name: "closed" };
+
+/** Why a client may not connect. */
+const refusals: { readonly [reasonCode: number]: string } = {
+  [ReasonCode.NotAuthorized]: "a user name and a password are needed",
+  [ReasonCode.BadUserNameOrPassword]: "the user name or the password is wrong",
+  [ReasonCode.ServerBusy]: "too many passwords are being checked",
+};
 
 /** CONNACK return codes of MQTT 3.x for reason codes of 5.0; the others close without a CONNACK. */
 const returnCodes: { readonly [reasonCode: number]: number } = {
@@ -280,8 +287,7 @@ export class Channel {
   handleAuthenticated(reasonCode: ReasonCode): void {
     if (this.#state.name !== "connecting") return;
     const { facts, request } = this.#state;
-    if (reasonCode !== ReasonCode.Success)
-      return this.handleError(new MqttError(reasonCode, "the user name or password is not accepted"));
+    if (reasonCode !== ReasonCode.Success) return this.handleError(new MqttError(reasonCode, "not accepted"));
     if (request.will && !this.#mayPublish(facts, topicOf(request.will.topic)))
       return this.handleError(new MqttError(ReasonCode.NotAuthorized, "not authorized for the will's topic"));
     this.#effects.push({ kind: "open", request });

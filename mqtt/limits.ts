@@ -42,6 +42,9 @@ export const limits = {
   pageRowsMax: 5_000,
   /** Retained messages of one cluster; beyond it a new topic is refused with 0x97. */
   retainedMessagesMax: 1_000_000,
+  /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
+  passwordChecksWaitingMax: 32,
+  passwordsKnownMax: 10_000,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
   /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */

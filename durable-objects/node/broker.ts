@@ -32,7 +32,7 @@ import {
   type NodeRpc,
   type NodeStats,
 } from "../rpc.ts";
-import { verifyPassword } from "./authenticator.ts";
+import { Authenticator } from "./authenticator.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
 import { SessionStore } from "./session-store.ts";
@@ -66,6 +66,7 @@ export class Broker {
   readonly #toFlush = new Set<Connection>();
   #turnEnds = false;
   readonly #touchedConnections = new Set<Connection>();
+  readonly #authenticator: Authenticator;
   readonly #authorizesDeliveries: boolean;
   readonly #readingRetained = new Set<Session>();
 
@@ -76,6 +77,7 @@ export class Broker {
     this.store = new SessionStore(host.sql);
     this.core = new CoreLink(name, host.core, (count) => this.metrics.add("messages.dropped.outbox_full", count));
     this.sessions = new Sessions(this);
+    this.#authenticator = new Authenticator(settings.authentication);
     this.#authorizesDeliveries = hasReadDenials(settings.authorization);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
     let messages = 0;
@@ -210,16 +212,17 @@ export class Broker {
 
   authenticate(connection: Connection, username: string | undefined, password: Uint8Array | undefined): void {
     this.metrics.add("client.connect");
-    const decide = (accepted: boolean) => {
-      if (!accepted) this.metrics.add("client.auth.failure");
-      connection.channel.handleAuthenticated(accepted ? ReasonCode.Success : refusalOf(username));
+    const decide = (reasonCode: ReasonCode) => {
+      if (reasonCode !== ReasonCode.Success) this.metrics.add("client.auth.failure");
+      connection.channel.handleAuthenticated(reasonCode);
       connection.perform();
     };
-    if (username === undefined && this.settings.allow_anonymous) return decide(true);
-    const hash = username === undefined ? undefined : this.settings.authentication[username];
+    const { allow_anonymous: isOpen, authentication } = this.settings;
     // With no users at all on an open broker, a user name is only a name.
-    if (this.settings.allow_anonymous && Object.keys(this.settings.authentication).length === 0) return decide(true);
-    verifyPassword(hash, password).then(decide, (error: unknown) => connection.fail(error));
+    const isNameOnly = username === undefined || Object.keys(authentication).length === 0;
+    if (isOpen && isNameOnly) return decide(ReasonCode.Success);
+    if (username === undefined) return decide(ReasonCode.NotAuthorized);
+    this.#authenticator.verify(username, password).then(decide, (error: unknown) => connection.fail(error));
   }
 
   open(connection: Connection, request: OpenRequest): void {
@@ -486,9 +489,4 @@ export class Broker {
       metrics: this.metrics.all(),
     };
   }
-}
-
-/** [MQTT-3.1.4-2]: without a user name the client is refused, with a wrong one it is told so. */
-function refusalOf(username: string | undefined): ReasonCode {
-  return username === undefined ? ReasonCode.NotAuthorized : ReasonCode.BadUserNameOrPassword;
 }
