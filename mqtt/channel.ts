@@ -287,7 +287,8 @@ export class Channel {
   handleAuthenticated(reasonCode: ReasonCode): void {
     if (this.#state.name !== "connecting") return;
     const { facts, request } = this.#state;
-    if (reasonCode !== ReasonCode.Success) return this.handleError(new MqttError(reasonCode, "not accepted"));
+    if (reasonCode !== ReasonCode.Success)
+      return this.handleError(new MqttError(reasonCode, refusals[reasonCode] ?? "not accepted"));
     if (request.will && !this.#mayPublish(facts, topicOf(request.will.topic)))
       return this.handleError(new MqttError(ReasonCode.NotAuthorized, "not authorized for the will's topic"));
     this.#effects.push({ kind: "open", request });
