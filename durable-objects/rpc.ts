@@ -65,6 +65,8 @@ export type TakenOver =
   | { readonly kind: "session"; readonly session: MovedSession };
 
 export interface MovedSession {
+  /** Of its last opening. */
+  readonly epoch: number;
   /** Seconds. */
   readonly expiryInterval: number;
   readonly username: string | undefined;

@@ -52,7 +52,6 @@ export interface ConnectionFacts {
   /** Bytes; what is larger is not sent to this client. */
   readonly maximumPacketSize: number;
   readonly topicAliasMaximum: number;
-  readonly requestProblemInformation: boolean;
 }
 
 export interface OpenRequest {
@@ -142,7 +141,10 @@ const connackCodes: ReadonlySet<ReasonCode> = new Set([
   ReasonCode.QoSNotSupported,
 ]);
 
-/** Codes that leave open what the client should change: a Reason String says it. Of the others the log tells more. */
+/**
+ * Codes that leave open what the client should change: a Reason String says it. Only CONNACK and DISCONNECT have one,
+ * and no packet a User Property, so Request Problem Information has nothing to withhold. [MQTT-3.1.2-29]
+ */
 const explained: ReadonlySet<ReasonCode> = new Set([
   ReasonCode.UnspecifiedError,
   ReasonCode.BadUserNameOrPassword,
@@ -255,7 +257,6 @@ export class Channel {
       receiveMaximum: Math.min(properties.receiveMaximum ?? 65_535, settings.max_inflight),
       maximumPacketSize: properties.maximumPacketSize ?? Number.MAX_SAFE_INTEGER,
       topicAliasMaximum: properties.topicAliasMaximum ?? 0,
-      requestProblemInformation: properties.requestProblemInformation !== false,
     };
     const refuse = (reasonCode: ReasonCode, reason: string) =>
       this.handleError(new ConnectError(reasonCode, reason, version));
@@ -343,7 +344,8 @@ export class Channel {
   #sendDisconnect(error: MqttError, version: ProtocolVersion): void {
     if (version !== 5) return;
     // A CONNECT where none may be has no other fault. [MQTT-3.1.0-2]
-    const reasonCode = error instanceof ConnectError ? ReasonCode.ProtocolError : error.reasonCode;
+    const isOfConnect = error instanceof ConnectError || error.reasonCode === ReasonCode.UnsupportedProtocolVersion;
+    const reasonCode = isOfConnect ? ReasonCode.ProtocolError : error.reasonCode;
     this.#send({ cmd: "disconnect", reasonCode, properties: explanation(reasonCode, error.message) });
   }
 

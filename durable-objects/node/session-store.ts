@@ -262,7 +262,7 @@ export class SessionStore {
     this.putStored(sessionId, { seq, delivery: writeDelivery(this.#writer, delivery) });
   }
 
-  /** @returns the message's id. */
+  /** @returns what tells the delivery from any other of the session: the message, and the share group it came by. */
   putStored(sessionId: number, { seq, delivery }: StoredDelivery): string {
     const { message, qos, shared } = readDelivery(delivery);
     this.#sql.exec(
@@ -274,7 +274,7 @@ export class SessionStore {
       shared === undefined ? 0 : 1,
       delivery,
     );
-    return message.id;
+    return deliveryKey({ message, shared });
   }
 
   loadDelivery(sessionId: number, seq: number): Delivery | undefined {
@@ -323,6 +323,11 @@ function writeDelivery(writer: ByteWriter, { qos, retain, subscriptionIds, share
   if (shared !== undefined) writer.string(shared);
   writeMessage(writer, message);
   return writer.take();
+}
+
+/** A message may come to a session twice, as a share group's member and by a subscription of its own. */
+export function deliveryKey({ message, shared }: Pick<Delivery, "message" | "shared">): string {
+  return `${message.id} ${shared ?? ""}`;
 }
 
 export function readDelivery(bytes: Uint8Array): Delivery {

@@ -11,6 +11,7 @@
  * most `checkpointDelayMs` after a change, and at once where the protocol says so (`urgent`). A transient session has
  * nothing to survive but sleep: it is written when it has been quiet from one look to the next.
  */
+import type { NodeName } from "../../cluster/name.ts";
 import type { RouteChange } from "../../cluster/subscription-table.ts";
 import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
@@ -19,7 +20,7 @@ import { atNoTime, Session } from "../../mqtt/session.ts";
 import { fenceRecord, openedRecord, releaseRecord, type Claim, type MovedSession, type TakenOver } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
-import { readDelivery, type StoredDelivery } from "./session-store.ts";
+import { deliveryKey, readDelivery, type StoredDelivery } from "./session-store.ts";
 
 /** A connection on its way to its session. */
 interface Opening {
@@ -90,11 +91,15 @@ export class Sessions {
     const { epoch, holders } = await opening.claim;
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
     let resume = !request.cleanStart;
+    let isAllHere = true;
     for (const holder of holders) {
       const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
       if (taken.kind === "superseded") opening.superseded = true;
       if (taken.kind !== "session") continue;
-      await this.#adopt(clientId, epoch, holder, taken);
+      const own = this.byClientId(clientId);
+      // A copy is older when it was taken over before and its giver did not hear that it was done.
+      if (!own || own.epoch < taken.session.epoch) await this.#adopt(clientId, epoch, holder, taken.session);
+      if (!(await this.#dismiss(holder, clientId, epoch))) isAllHere = false;
       resume = false;
     }
     if (opening.superseded) return connection.fail(takenOver());
@@ -124,7 +129,7 @@ export class Sessions {
     if (sessionPresent) broker.store.save(session);
     else broker.store.insert(session);
     broker.store.saveConnection(session.id, { facts, aliases: [] });
-    if (holders.length > 0) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
+    if (holders.length > 0 && isAllHere) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
     connection.process(Date.now());
@@ -187,6 +192,7 @@ export class Sessions {
     return {
       kind: "session",
       session: {
+        epoch: session.epoch,
         expiryInterval: session.expiryInterval,
         username: session.username,
         subscriptions: [...session.subscriptions.values()],
@@ -210,12 +216,7 @@ export class Sessions {
    * Takes the session in, its routes first: what is published meanwhile comes here too, numbered behind all that the
    * previous node can have, and what came to both is told by its message id.
    */
-  async #adopt(
-    clientId: string,
-    epoch: number,
-    previous: string,
-    { session: moved }: Extract<TakenOver, { kind: "session" }>,
-  ): Promise<void> {
+  async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<void> {
     const broker = this.#broker;
     const old = this.byClientId(clientId);
     if (old) this.#forget(old);
@@ -243,7 +244,7 @@ export class Sessions {
   async #moveMessages(
     session: Session,
     epoch: number,
-    previous: string,
+    previous: NodeName,
     moved: MovedSession,
     arrivalsFrom: number,
   ): Promise<void> {
@@ -261,11 +262,19 @@ export class Sessions {
       afterSeq = page.at(-1)!.seq;
     }
     for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
-      if (ids.has(readDelivery(delivery).message.id)) broker.store.deleteDeliveries(session.id, [seq]);
+      if (ids.has(deliveryKey(readDelivery(delivery)))) broker.store.deleteDeliveries(session.id, [seq]);
     for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
     broker.store.insert(session);
     this.#loaded.delete(session.id); // to be loaded anew, with all its messages
-    await node.takeOverDone(clientId, epoch);
+  }
+
+  /** The session is here now, whether the giver's answer comes or not. @returns whether it came. */
+  #dismiss(giver: NodeName, clientId: string, epoch: number): Promise<boolean> {
+    const done = this.#broker.host.nodeAt(giver).takeOverDone(clientId, epoch);
+    return done.then(
+      () => true,
+      () => false,
+    );
   }
 
   #fence(): Promise<void> {
