@@ -185,7 +185,6 @@ describe("CONNECT", () => {
       receiveMaximum: 10,
       maximumPacketSize: 300,
       topicAliasMaximum: 4,
-      requestProblemInformation: false,
     });
   });
 
