@@ -35,6 +35,8 @@ export const limits = {
   batchesInFlightMax: 8,
   /** Unwritten state waits this long for the disk at most. */
   checkpointDelayMs: 500,
+  /** A crash while no client has a keep alive is noticed after this long, if nothing else wakes the node. */
+  crashLookMs: 3_600_000,
   /** One page of retained messages, or of an exported session. */
   pageBytesMax: 1_048_576,
   /** Messages in one page, and rows looked at for it. */

@@ -309,7 +309,7 @@ export class Session {
   nextToSend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
     if (!this.connected) return undefined;
     if (this.#unsent > 0) {
-      const again = this.#nextToResend(now, load);
+      const again = this.#nextToResend(load);
       if (again || this.#unsent > 0) return again;
     }
     while (this.#queue.length > 0 && this.#unacknowledged < this.#window) {
@@ -484,7 +484,7 @@ export class Session {
     this.revision++;
   }
 
-  #nextToResend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
+  #nextToResend(load: (seq: number) => Delivery | undefined): Outgoing | undefined {
     for (const entry of this.#inflight.values()) {
       if (entry.sent) continue;
       // Only a PUBLISH waits for the window. [MQTT-3.3.4-10]
@@ -494,10 +494,9 @@ export class Session {
       this.#unsent--;
       this.#unacknowledged++;
       if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };
-      // It may have expired meanwhile; a QoS 2 exchange that the client may know of is still completed.
+      // Delivery has begun, so it goes on, also of what has expired since. [MQTT-4.4.0-1] [MQTT-3.3.2-5]
       const delivery = entry.delivery ?? load(entry.seq);
-      if (delivery && (delivery.qos === 2 || !isExpired(delivery.message, now)))
-        return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
+      if (delivery) return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
       this.#settle(entry);
     }
     return undefined;

@@ -36,10 +36,7 @@ function answer(request: Request, env: Env, settings: Settings): Response | Prom
     return plain(404, `nothing is here: MQTT over WebSocket is at ${paths.join(" and ")}`);
   if (request.method !== "GET") return plain(405, "only GET is answered here", { Allow: "GET" });
   if (request.headers.get("Upgrade")?.toLowerCase() !== "websocket")
-    return plain(426, "this is an MQTT broker: connect with an MQTT client over WebSocket", {
-      Upgrade: "websocket",
-      Connection: "Upgrade",
-    });
+    return plain(426, "this is an MQTT broker: connect with an MQTT client over WebSocket");
   const refusal = refuseOrigin(request, url, settings.origins, env.LOOPBACK === "true");
   if (refusal !== undefined) return plain(403, refusal);
   const subprotocol = chooseSubprotocol(request.headers.get("Sec-WebSocket-Protocol"));

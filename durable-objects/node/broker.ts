@@ -143,8 +143,7 @@ export class Broker {
     this.#sockets.set(session.id, connection.socket);
     connection.session = session;
     connection.attach();
-    const { keepAlive } = connection.facts!;
-    if (keepAlive > 0) this.host.ringAt(Date.now() + keepAlive * 1500);
+    this.host.ringAt(this.#deadlineOf(connection.facts!.keepAlive, Date.now()));
   }
 
   /** A connection has ended, by whomever. */
@@ -464,8 +463,7 @@ export class Broker {
       const { lastSeen, keepAlive } = connection
         ? { lastSeen: connection.lastSeen, keepAlive: connection.facts?.keepAlive ?? 0 }
         : (socket.deserializeAttachment() as Attachment);
-      if (keepAlive === 0) continue;
-      const deadline = lastSeen + keepAlive * 1500; // [MQTT-3.1.2-22]
+      const deadline = this.#deadlineOf(keepAlive, keepAlive === 0 ? now : lastSeen);
       if (deadline > now) next = Math.min(next, deadline);
       else
         this.connectionOf(sessionId)?.fail(
@@ -473,6 +471,11 @@ export class Broker {
         );
     }
     if (next < Infinity) this.host.ringAt(next);
+  }
+
+  /** When to look at a connection: when it is overdue [MQTT-3.1.2-22], or in a while whether a crash has taken it. */
+  #deadlineOf(keepAlive: number, lastSeen: number): number {
+    return lastSeen + (keepAlive === 0 ? limits.crashLookMs : keepAlive * 1500);
   }
 
   stats(): NodeStats {

@@ -27,6 +27,8 @@ interface Opening {
   readonly connection: Connection;
   readonly claim: Promise<Claim>;
   readonly done: Promise<void>;
+  /** The one that this one waits for before it claims. */
+  before: Opening | undefined;
   superseded: boolean;
 }
 
@@ -73,8 +75,11 @@ export class Sessions {
     const before = this.#openings.get(clientId);
     if (before) supersede(before);
     const { promise: done, resolve } = Promise.withResolvers<void>();
-    const claim = (before?.done ?? Promise.resolve()).then(() => this.#broker.core.claim(clientId));
-    const opening: Opening = { connection, claim, done, superseded: false };
+    const claim = (before?.done ?? Promise.resolve()).then(() => {
+      opening.before = undefined;
+      return this.#broker.core.claim(clientId);
+    });
+    const opening: Opening = { connection, claim, done, before, superseded: false };
     this.#openings.set(clientId, opening);
     try {
       await this.#open(opening, request);
@@ -167,7 +172,9 @@ export class Sessions {
 
   /** This node had the client id; another one has claimed it. */
   async takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
-    const opening = this.#openings.get(clientId);
+    let opening = this.#openings.get(clientId);
+    // The one that has claimed: who waits behind it will have a newer claim, and waiting for that could go round.
+    while (opening?.before) opening = opening.before;
     if (opening) {
       const own = await opening.claim.catch(() => undefined);
       if (own && own.epoch > epoch) return { kind: "superseded" };

@@ -229,7 +229,7 @@ describe("a new connection", () => {
     expect(sent(session)).toEqual(["3 c"]);
   });
 
-  test("QoS 1 that has expired meanwhile is not sent again; a QoS 2 exchange is completed", () => {
+  test("[MQTT-4.4.0-1] what was sent is sent again, also when it has expired since", () => {
     const session = durable();
     session.attach(3);
     session.enqueue(delivery("a", { expiresAt: now + 1000 }), plenty);
@@ -238,6 +238,8 @@ describe("a new connection", () => {
     expect(sent(session)).toEqual(["1 a", "2 b", "3 c"]);
     session.detach(now);
     session.attach(1);
+    expect(sent(session, undefined, now + 1000)).toEqual(["1 a dup"]);
+    session.handlePuback(1);
     expect(sent(session, undefined, now + 1000)).toEqual(["2 b dup"]);
     session.handlePubrec(2, 0);
     session.handlePubcomp(2);
