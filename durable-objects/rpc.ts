@@ -43,8 +43,11 @@ export interface RetainedPage {
 
 /** What a node offers to cores and to other nodes. */
 export interface NodeRpc {
-  /** Takes a batch of forwarded messages; resolves when what durable sessions get of it is on disk. */
-  forward(batch: Uint8Array): Promise<void>;
+  /**
+   * Takes a batch of forwarded messages; resolves when what durable sessions get of it is on disk.
+   * @returns one reason code a record: NoMatchingSubscribers when a share group has nobody here to take its message
+   */
+  forward(batch: Uint8Array): Promise<Uint8Array>;
   /**
    * The client id was claimed by another node with this epoch: close its connection (0x8E) and hand the session over.
    * `resume` false: the session ends here.
@@ -52,8 +55,8 @@ export interface NodeRpc {
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver>;
   /** The rest of a session being handed over, by rising `seq`; asked for until it is empty. */
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
-  /** The taker has it all: forget the session. */
-  takeOverDone(clientId: string, epoch: number): Promise<void>;
+  /** The taker has all up to `afterSeq`: forget the session. What a group has sent it since goes back to the group. */
+  takeOverDone(clientId: string, epoch: number, afterSeq: number): Promise<void>;
   /** Numbers for $SYS, by their names there. */
   stats(): Promise<NodeStats>;
 }
@@ -174,10 +177,9 @@ export interface Matched {
   readonly ordinal: number;
 }
 
-export interface Forwarded {
-  readonly matched: readonly Matched[];
-  readonly message: Message;
-}
+export type Forwarded =
+  | { readonly kind: "fence" }
+  | { readonly kind: "forward"; readonly matched: readonly Matched[]; readonly message: Message };
 
 const forwardKinds = { fence: 0, forward: 1 } as const;
 
@@ -195,11 +197,14 @@ export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], b
 
 export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
   for (const { kind, body } of readRecords(batch)) {
-    if (kind === forwardKinds.fence) continue;
+    if (kind === forwardKinds.fence) {
+      yield { kind: "fence" };
+      continue;
+    }
     const reader = new ByteReader(body);
     const matched: Matched[] = [];
     for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
-    yield { matched, message: readMessage(reader) };
+    yield { kind: "forward", matched, message: readMessage(reader) };
   }
 }
 

@@ -35,7 +35,7 @@ import { decodePublish, type ProtocolVersion, type Publish } from "./publish.ts"
 import { MqttError, ReasonCode } from "./reason-codes.ts";
 import { validate, validateConnect } from "./validate.ts";
 
-export type { ProtocolVersion, Publish, QoS } from "./publish.ts";
+export type { ProtocolVersion, Publish } from "./publish.ts";
 
 type Identified = { messageId: number };
 type Acknowledged = Identified & { reasonCode: number };

@@ -35,8 +35,6 @@ export const limits = {
   batchesInFlightMax: 8,
   /** Unwritten state waits this long for the disk at most. */
   checkpointDelayMs: 500,
-  /** A crash while no client has a keep alive is noticed after this long, if nothing else wakes the node. */
-  crashLookMs: 3_600_000,
   /** One page of retained messages, or of an exported session. */
   pageBytesMax: 1_048_576,
   /** Messages in one page, and rows looked at for it. */
@@ -56,6 +54,8 @@ export const limits = {
   retryLastMs: 3_000,
   /** Delayed messages (`$delayed/...`) waiting in one cluster. */
   delayedMessagesMax: 100_000,
+  /** How often a share group's message is picked for a member that turns out to have left. */
+  groupPicksMax: 16,
   /** Distinct publishers remembered by one share group for `round_robin`. */
   roundRobinPublishersMax: 1_024,
 } as const;

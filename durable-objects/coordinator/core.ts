@@ -11,6 +11,7 @@
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { RouteTable } from "../../cluster/routes.ts";
+import type { ShareGroup } from "../../cluster/shared-sub.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
@@ -37,6 +38,17 @@ export interface CoreHost {
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;
+}
+
+/** A message on its way to the nodes, and where its answer goes. */
+interface Routed {
+  /** The publisher's. */
+  readonly node: NodeName;
+  readonly message: Message;
+  /** Its record. */
+  readonly bytes: Uint8Array;
+  readonly answer: Answer;
+  readonly index: number;
 }
 
 type PublishRecord = Extract<NodeRecord, { kind: "publish" }>;
@@ -152,26 +164,25 @@ export class Core {
       answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
     }
-    const targets = this.#match(node, message, only);
-    if (targets.size === 0) {
+    const routed: Routed = { node, message, bytes, answer, index };
+    const targets = new Map<NodeName, Matched[]>();
+    const groups: [key: string, group: ShareGroup][] = [];
+    this.routes.match(message.topic, (route) => {
+      if (only === "") for (const target of route.nodes) addTo(targets, target, { key: route.filter, ordinal: 0 });
+      for (const [name, group] of route.groups ?? []) {
+        const key = sharedFilter(name, route.filter);
+        if (only === "" || only === key) groups.push([key, group]);
+      }
+    });
+    if (targets.size === 0 && groups.length === 0) {
       this.metrics.add("messages.dropped");
       answer.codes[index] = ReasonCode.NoMatchingSubscribers;
     }
-    for (const [target, matched] of targets) {
-      const outbox = this.#outboxTo(target);
-      if (message.qos === 0) outbox.addUnacknowledged(forwardRecord(this.#writer, matched, bytes));
-      else if (outbox.full) answer.codes[index] = ReasonCode.QuotaExceeded;
-      else {
-        answer.await();
-        outbox.add(forwardRecord(this.#writer, matched, bytes), (reasonCode) => {
-          if (reasonCode === undefined) answer.codes[index] = ReasonCode.UnspecifiedError;
-          answer.settle();
-        });
-      }
-    }
+    for (const [target, matched] of targets) this.#forward(target, matched, routed, () => {});
+    for (const [key, group] of groups) this.#forwardToGroup(key, group, routed, 1);
   }
 
-  /** A message of the core's own, at QoS 0: `$SYS`, or one whose delay is over. */
+  /** A message of the core's own, at QoS 0: `$SYS`. */
   publishOwn(message: Message): void {
     writeMessage(this.#writer, message);
     const bytes = this.#writer.take();
@@ -179,26 +190,37 @@ export class Core {
     this.#publish(this.name, record, new Answer(), 0);
   }
 
-  /** The nodes that get the message, each with the routes that matched there. */
-  #match(node: NodeName, message: Message, only: string): Map<NodeName, Matched[]> {
-    const targets = new Map<NodeName, Matched[]>();
-    const add = (target: NodeName, matched: Matched) => {
-      const list = targets.get(target);
-      if (list) list.push(matched);
-      else targets.set(target, [matched]);
-    };
-    const { shared_subscription_strategy: strategy } = this.settings.mqtt;
-    const publish = { topic: message.topic, clientId: message.from, node };
-    this.routes.match(message.topic, ({ filter, nodes, groups }) => {
-      if (only === "") for (const target of nodes) add(target, { key: filter, ordinal: 0 });
-      for (const [group, members] of groups ?? []) {
-        const key = sharedFilter(group, filter);
-        if (only !== "" && only !== key) continue;
-        const pick = members.pick(strategy, publish, Math.random);
-        if (pick) add(pick.node, { key, ordinal: pick.ordinal });
-      }
+  // ---- forward ----------------------------------------------------------------------------------------------------
+
+  /** @param handleNobody the node has nobody who takes a group's message any more. */
+  #forward(target: NodeName, matched: readonly Matched[], routed: Routed, handleNobody: () => void): void {
+    const { message, bytes, answer, index } = routed;
+    const outbox = this.#outboxTo(target);
+    const record = forwardRecord(this.#writer, matched, bytes);
+    if (message.qos === 0) return outbox.addUnacknowledged(record);
+    if (outbox.full) {
+      this.metrics.add("messages.dropped.outbox_full");
+      answer.codes[index] = ReasonCode.UnspecifiedError;
+      return;
+    }
+    answer.await();
+    outbox.add(record, (reasonCode) => {
+      if (reasonCode === undefined) answer.codes[index] = ReasonCode.UnspecifiedError;
+      if (reasonCode === ReasonCode.NoMatchingSubscribers) handleNobody();
+      answer.settle();
     });
-    return targets;
+  }
+
+  /** One member of the group gets it; when the last one on the picked node has left meanwhile, it is picked again. */
+  #forwardToGroup(key: string, group: ShareGroup, routed: Routed, attempt: number): void {
+    const { topic, from: clientId } = routed.message;
+    const strategy = this.settings.mqtt.shared_subscription_strategy;
+    const pick = group.pick(strategy, { topic, clientId, node: routed.node }, Math.random);
+    if (!pick) return;
+    this.#forward(pick.node, [{ key, ordinal: pick.ordinal }], routed, () => {
+      if (attempt < limits.groupPicksMax) this.#forwardToGroup(key, group, routed, attempt + 1);
+      else routed.answer.codes[routed.index] = ReasonCode.UnspecifiedError;
+    });
   }
 
   #outboxTo(node: NodeName): Outbox {
@@ -283,14 +305,25 @@ export class Core {
     await this.#sys.handleAlarm(now);
   }
 
-  /** On disk until it is with its subscribers: it may come twice after a crash, not get lost. */
+  /** On disk until it is with its subscribers: it may come twice after a crash, not get lost. @returns whether to retry. */
   async #publishDelayed({ id, bytes }: { id: number; bytes: Uint8Array }, now: number): Promise<boolean> {
-    const message = readMessage(new ByteReader(bytes));
     const answer = new Answer();
-    const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
-    if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
-    const [code = ReasonCode.Success] = await answer.whenComplete();
-    if (code < 0x80) this.store.forgetDelayed(id);
-    return code >= 0x80;
+    try {
+      const message = readMessage(new ByteReader(bytes));
+      const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
+      if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
+    } catch (error) {
+      console.error(`a delayed message cannot be published: ${String(error)}`);
+    }
+    const [code] = await answer.whenComplete();
+    if (code === ReasonCode.UnspecifiedError) return true;
+    this.store.forgetDelayed(id);
+    return false;
   }
+}
+
+function addTo<K, V>(lists: Map<K, V[]>, key: K, value: V): void {
+  const list = lists.get(key);
+  if (list) list.push(value);
+  else lists.set(key, [value]);
 }

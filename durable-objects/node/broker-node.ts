@@ -7,7 +7,7 @@ import { Broker } from "./broker.ts";
 import type { StoredDelivery } from "./session-store.ts";
 
 /** Subprotocol header of an upgrade, set by the worker to the one to echo. */
-export const subprotocolHeader = "Sec-WebSocket-Protocol";
+const subprotocolHeader = "Sec-WebSocket-Protocol";
 
 /** A node of the cluster, named `name@host`: WebSockets, alarm, storage and RPC for the Broker that decides. */
 export class BrokerNode extends DurableObject<Env> implements NodeRpc {
@@ -65,7 +65,7 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   // ---- NodeRpc ----------------------------------------------------------------------------------------------------
 
-  forward(batch: Uint8Array): Promise<void> {
+  async forward(batch: Uint8Array): Promise<Uint8Array> {
     return this.#broker.dispatch(batch);
   }
 
@@ -77,8 +77,8 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     return this.#broker.sessions.takeOverMessages(clientId, epoch, afterSeq);
   }
 
-  async takeOverDone(clientId: string, epoch: number): Promise<void> {
-    this.#broker.sessions.takeOverDone(clientId, epoch);
+  async takeOverDone(clientId: string, epoch: number, afterSeq: number): Promise<void> {
+    this.#broker.sessions.takeOverDone(clientId, epoch, afterSeq);
   }
 
   async stats(): Promise<NodeStats> {

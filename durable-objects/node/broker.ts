@@ -27,6 +27,7 @@ import {
   fenceRecord,
   publishRecord,
   readForwarded,
+  type Forwarded,
   removeRouteRecord,
   type CoordinatorRpc,
   type NodeRpc,
@@ -143,7 +144,8 @@ export class Broker {
     this.#sockets.set(session.id, connection.socket);
     connection.session = session;
     connection.attach();
-    this.host.ringAt(this.#deadlineOf(connection.facts!.keepAlive, Date.now()));
+    const { keepAlive } = connection.facts!;
+    if (keepAlive > 0) this.host.ringAt(Date.now() + keepAlive * 1500);
   }
 
   /** A connection has ended, by whomever. */
@@ -256,18 +258,12 @@ export class Broker {
     this.touch(session);
   }
 
-  /**
-   * A message that no client waits for: a will, or with `only` one that a share group's member left to the others.
-   * Resolves when the cluster has it, or it was given up and counted.
-   */
-  publishOwn(message: Message, only: string, delaySeconds = 0): Promise<void> {
+  /** A message that no client waits for: a will, or with `only` one that a share group's member left to the others. */
+  publishOwn(message: Message, only: string, delaySeconds = 0): void {
     const record = publishRecord(this.#writer, { message, delaySeconds, only });
-    const { promise, resolve } = Promise.withResolvers<void>();
     this.core.outbox.add(record, (reasonCode) => {
-      if (reasonCode === undefined) this.metrics.add("messages.dropped");
-      resolve();
+      if (reasonCode === undefined || reasonCode >= 0x80) this.metrics.add("messages.dropped");
     });
-    return promise;
   }
 
   publishWill(clientId: string, will: Will, now: number): void {
@@ -275,7 +271,7 @@ export class Broker {
     const { topic, delaySeconds } = parseDelayed(will.topic) ?? { topic: will.topic, delaySeconds: 0 };
     const expiresAt = messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000;
     const id = this.channelContext.messageId();
-    void this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "", delaySeconds);
+    this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "", delaySeconds);
   }
 
   // ---- subscribe --------------------------------------------------------------------------------------------------
@@ -395,32 +391,36 @@ export class Broker {
 
   // ---- dispatch: core -> sessions -> sockets ----------------------------------------------------------------------
 
-  /** Resolves when what durable sessions get is written, and what no member was left for is with the group again. */
-  async dispatch(batch: Uint8Array): Promise<void> {
+  /** @returns one reason code a record, see `NodeRpc.forward`. */
+  dispatch(batch: Uint8Array): Uint8Array {
     const now = Date.now();
-    const passedOn: Promise<void>[] = [];
-    for (const { message: received, matched } of readForwarded(batch)) {
-      const message = received.qos === 0 ? received : detached(received);
-      const forms = new PublishForms(message, now);
-      this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
-        try {
-          this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
-        } catch (error) {
-          // One session's failure is not the others' (G5).
-          this.metrics.add("delivery.dropped");
-          this.connectionOf(subscriber.id)?.fail(error);
-        }
-      });
-      for (const { key } of matched) if (!this.table.has(key)) passedOn.push(...this.#handleNobody(message, key));
-    }
+    const codes: number[] = [];
+    for (const record of readForwarded(batch))
+      codes.push(record.kind === "fence" ? ReasonCode.Success : this.#dispatchOne(record, now));
     this.sessions.saveUrgent();
-    await Promise.all(passedOn);
+    return Uint8Array.from(codes);
   }
 
-  /** The last subscriber left while the message was under way: the core is told, and then asked for another member. */
-  #handleNobody(message: Message, key: string): Promise<void>[] {
-    this.changeRoutes([{ kind: "remove", key }]);
-    return message.qos > 0 && parseShared(key).group !== undefined ? [this.publishOwn(message, key)] : [];
+  #dispatchOne({ message: received, matched }: Extract<Forwarded, { kind: "forward" }>, now: number): ReasonCode {
+    const message = received.qos === 0 ? received : detached(received);
+    const forms = new PublishForms(message, now);
+    this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
+      try {
+        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
+      } catch (error) {
+        // One session's failure is not the others' (G5).
+        this.metrics.add("delivery.dropped");
+        this.connectionOf(subscriber.id)?.fail(error);
+      }
+    });
+    let code: ReasonCode = ReasonCode.Success;
+    for (const { key } of matched) {
+      if (this.table.has(key)) continue;
+      // Its last subscriber left while the message was under way, or a crash left the route at the core.
+      this.changeRoutes([{ kind: "remove", key }]);
+      if (parseShared(key).group !== undefined) code = ReasonCode.NoMatchingSubscribers;
+    }
+    return code;
   }
 
   deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {
@@ -463,7 +463,8 @@ export class Broker {
       const { lastSeen, keepAlive } = connection
         ? { lastSeen: connection.lastSeen, keepAlive: connection.facts?.keepAlive ?? 0 }
         : (socket.deserializeAttachment() as Attachment);
-      const deadline = this.#deadlineOf(keepAlive, keepAlive === 0 ? now : lastSeen);
+      if (keepAlive === 0) continue;
+      const deadline = lastSeen + keepAlive * 1500; // [MQTT-3.1.2-22]
       if (deadline > now) next = Math.min(next, deadline);
       else
         this.connectionOf(sessionId)?.fail(
@@ -471,11 +472,6 @@ export class Broker {
         );
     }
     if (next < Infinity) this.host.ringAt(next);
-  }
-
-  /** When to look at a connection: when it is overdue [MQTT-3.1.2-22], or in a while whether a crash has taken it. */
-  #deadlineOf(keepAlive: number, lastSeen: number): number {
-    return lastSeen + (keepAlive === 0 ? limits.crashLookMs : keepAlive * 1500);
   }
 
   stats(): NodeStats {

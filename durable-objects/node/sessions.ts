@@ -25,7 +25,8 @@ import { deliveryKey, readDelivery, type StoredDelivery } from "./session-store.
 /** A connection on its way to its session. */
 interface Opening {
   readonly connection: Connection;
-  readonly claim: Promise<Claim>;
+  /** undefined: superseded before it claimed. */
+  readonly claim: Promise<Claim | undefined>;
   readonly done: Promise<void>;
   /** The one that this one waits for before it claims. */
   before: Opening | undefined;
@@ -72,12 +73,14 @@ export class Sessions {
 
   async open(connection: Connection, request: OpenRequest): Promise<void> {
     const { clientId } = request;
+    if (!this.byClientId(clientId) && this.#broker.store.count() >= limits.sessionsPerNodeMax)
+      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
     const before = this.#openings.get(clientId);
     if (before) supersede(before);
     const { promise: done, resolve } = Promise.withResolvers<void>();
     const claim = (before?.done ?? Promise.resolve()).then(() => {
       opening.before = undefined;
-      return this.#broker.core.claim(clientId);
+      return opening.superseded ? undefined : this.#broker.core.claim(clientId);
     });
     const opening: Opening = { connection, claim, done, before, superseded: false };
     this.#openings.set(clientId, opening);
@@ -93,26 +96,28 @@ export class Sessions {
     const broker = this.#broker;
     const { connection } = opening;
     const { clientId } = request;
-    const { epoch, holders } = await opening.claim;
+    const claim = await opening.claim;
+    if (!claim) return;
+    const { epoch, holders } = claim;
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
     let resume = !request.cleanStart;
     let isAllHere = true;
     for (const holder of holders) {
       const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
       if (taken.kind === "superseded") opening.superseded = true;
+      if (opening.superseded) break;
       if (taken.kind !== "session") continue;
       const own = this.byClientId(clientId);
       // A copy is older when it was taken over before and its giver did not hear that it was done.
-      if (!own || own.epoch < taken.session.epoch) await this.#adopt(clientId, epoch, holder, taken.session);
-      if (!(await this.#dismiss(holder, clientId, epoch))) isAllHere = false;
+      const isNewer = !own || own.epoch < taken.session.epoch;
+      const lastSeq = isNewer ? await this.#adopt(clientId, epoch, holder, taken.session) : Infinity;
+      if (!(await this.#dismiss(holder, clientId, epoch, lastSeq))) isAllHere = false;
       resume = false;
     }
     if (opening.superseded) return connection.fail(takenOver());
     const existing = this.byClientId(clientId);
     if (existing) this.#closeConnection(existing);
     const username = connection.facts?.username;
-    if (!existing && broker.store.count() >= limits.sessionsPerNodeMax)
-      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
     const session = this.#resumeOrCreate(request, username);
     session.epoch = epoch;
     if (connection.closed) {
@@ -214,16 +219,21 @@ export class Sessions {
     return this.#broker.store.page(session.id, afterSeq, limits.pageBytesMax);
   }
 
-  takeOverDone(clientId: string, epoch: number): void {
+  takeOverDone(clientId: string, epoch: number, afterSeq: number): void {
     const session = this.byClientId(clientId);
-    if (session && !session.connected && session.epoch < epoch) this.#forget(session);
+    if (!session || session.connected || session.epoch >= epoch) return;
+    const { store } = this.#broker;
+    const late = store.page(session.id, afterSeq, Infinity).map(({ delivery }) => readDelivery(delivery));
+    this.#forget(session);
+    for (const { message, shared } of late) if (shared !== undefined) this.#broker.publishOwn(message, shared);
   }
 
   /**
    * Takes the session in, its routes first: what is published meanwhile comes here too, numbered behind all that the
    * previous node can have, and what came to both is told by its message id.
+   * @returns the number of the last message that the previous node gave.
    */
-  async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<void> {
+  async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<number> {
     const broker = this.#broker;
     const old = this.byClientId(clientId);
     if (old) this.#forget(old);
@@ -240,7 +250,7 @@ export class Sessions {
       broker.changeRoutes([broker.table.add(session, subscription, false)]);
     }
     try {
-      await this.#moveMessages(session, epoch, previous, moved, arrivalsFrom);
+      return await this.#moveMessages(session, epoch, previous, moved, arrivalsFrom);
     } catch (error) {
       // Half a session is none: the registry remembers who has it whole.
       this.#forget(session);
@@ -254,7 +264,7 @@ export class Sessions {
     previous: NodeName,
     moved: MovedSession,
     arrivalsFrom: number,
-  ): Promise<void> {
+  ): Promise<number> {
     const broker = this.#broker;
     const { clientId } = session;
     await this.#fence();
@@ -273,11 +283,12 @@ export class Sessions {
     for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
     broker.store.insert(session);
     this.#loaded.delete(session.id); // to be loaded anew, with all its messages
+    return afterSeq;
   }
 
   /** The session is here now, whether the giver's answer comes or not. @returns whether it came. */
-  #dismiss(giver: NodeName, clientId: string, epoch: number): Promise<boolean> {
-    const done = this.#broker.host.nodeAt(giver).takeOverDone(clientId, epoch);
+  #dismiss(giver: NodeName, clientId: string, epoch: number, lastSeq: number): Promise<boolean> {
+    const done = this.#broker.host.nodeAt(giver).takeOverDone(clientId, epoch, lastSeq);
     return done.then(
       () => true,
       () => false,
@@ -343,7 +354,7 @@ export class Sessions {
     if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
     const left = [...session.redispatchable(load)];
     this.#forget(session);
-    for (const { message, shared } of left) void broker.publishOwn(message, shared!);
+    for (const { message, shared } of left) broker.publishOwn(message, shared!);
     this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
   }

@@ -72,7 +72,9 @@ describe("from node to core", () => {
     const [publish] = readNodeRecords(batchOf(publishRecord(writer, { message, delaySeconds: 1, only: "" })));
     if (publish?.kind !== "publish") throw new Error("no publish");
     const forwarded = forwardRecord(writer, [{ key: "a/+", ordinal: 0 }], publish.bytes);
-    expect([...readForwarded(batchOf(forwarded))]).toEqual([{ matched: [{ key: "a/+", ordinal: 0 }], message }]);
+    expect([...readForwarded(batchOf(forwarded))]).toEqual([
+      { kind: "forward", matched: [{ key: "a/+", ordinal: 0 }], message },
+    ]);
     expect(readMessage(new ByteReader(publish.bytes))).toEqual(message);
   });
 
@@ -106,7 +108,7 @@ describe("from node to core", () => {
 describe("from core to node", () => {
   const writer = new ByteWriter();
 
-  test("[G2] messages with the routes they matched, in order; a fence says nothing", () => {
+  test("[G2] messages with the routes they matched, in order, and fences between them", () => {
     const many = Array.from({ length: 70_000 }, (_, ordinal) => ({ key: `$share/g${ordinal}/t`, ordinal }));
     const batch = batchOf(
       forwardRecord(writer, [{ key: "a/é", ordinal: 0 }], record(message)),
@@ -115,9 +117,10 @@ describe("from core to node", () => {
       forwardRecord(writer, [], record(message)),
     );
     expect([...readForwarded(batch)]).toEqual([
-      { matched: [{ key: "a/é", ordinal: 0 }], message },
-      { matched: many, message: small },
-      { matched: [], message },
+      { kind: "forward", matched: [{ key: "a/é", ordinal: 0 }], message },
+      { kind: "fence" },
+      { kind: "forward", matched: many, message: small },
+      { kind: "forward", matched: [], message },
     ]);
   });
 });

@@ -43,7 +43,7 @@ export function properties(...parts: Part[]): number[] {
   return [...variableByteInteger(bytes.length), ...bytes];
 }
 
-export function variableByteInteger(value: number): number[] {
+function variableByteInteger(value: number): number[] {
   const bytes: number[] = [];
   let rest = value;
   while (rest >= 0x80) {
