@@ -19,6 +19,8 @@ beforeAll(async () => {
   miniflare = new Miniflare({
     host: "127.0.0.1",
     port: 0,
+    // Workers that happen to run under `wrangler dev` stay out of it.
+    enableDevRegistry: false,
     workers: [
       {
         config: {
