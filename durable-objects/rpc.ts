@@ -5,7 +5,7 @@
  * A batch is one byte array: the version, then records of `kind u8, length u32, body`.
  */
 import type { NodeName } from "../cluster/name.ts";
-import { ByteReader, ByteWriter } from "../mqtt/byte-buffer.ts";
+import { ByteReader, ByteWriter, concatenate } from "../mqtt/byte-buffer.ts";
 import { readMessage, writeMessage, type Message } from "../mqtt/message.ts";
 import type { StoredDelivery } from "./node/session-store.ts";
 import type { Checkpoint, Subscription } from "../mqtt/session.ts";
@@ -214,14 +214,7 @@ const recordHeaderBytes = 5;
 
 /** One batch of records, in order. */
 export function joinRecords(records: readonly Uint8Array[], bytes: number): Uint8Array {
-  const batch = new Uint8Array(1 + bytes);
-  batch[0] = rpcVersion;
-  let offset = 1;
-  for (const each of records) {
-    batch.set(each, offset);
-    offset += each.length;
-  }
-  return batch;
+  return concatenate([Uint8Array.of(rpcVersion), ...records], 1 + bytes);
 }
 
 function record(kind: number, body: Uint8Array): Uint8Array {

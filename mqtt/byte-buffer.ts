@@ -124,3 +124,14 @@ export class ByteReader {
     return this.#bytes.subarray(start, this.offset);
   }
 }
+
+/** @param bytes their length in all. */
+export function concatenate(parts: readonly Uint8Array[], bytes: number): Uint8Array {
+  const whole = new Uint8Array(bytes);
+  let offset = 0;
+  for (const part of parts) {
+    whole.set(part, offset);
+    offset += part.length;
+  }
+  return whole;
+}

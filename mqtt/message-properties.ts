@@ -7,6 +7,7 @@
  * alias, will delay. Nearly always nothing is to be taken out, or nothing to be kept, and the bytes
  * are a view into the packet; otherwise the pieces between what was taken out are joined.
  */
+import { concatenate } from "./byte-buffer.ts";
 import type { Reader } from "./bytes.ts";
 import { Property, readProperties, type PropertyRules } from "./properties.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";
@@ -75,7 +76,7 @@ export function readMessageProperties(reader: Reader, rules: PropertyRules): Mes
     pieceEnd = end;
   });
   if (pieceEnd !== -1) pieces.push(reader.bytes.subarray(pieceStart, pieceEnd));
-  return { forwarded: join(pieces), messageExpiryInterval, topicAlias, payloadIsText };
+  return { forwarded: joined(pieces), messageExpiryInterval, topicAlias, payloadIsText };
 }
 
 /** Refuses a payload that is not the UTF-8 it is said to be: MqttError 0x99. */
@@ -96,13 +97,10 @@ function checkResponseTopic(bytes: Uint8Array, start: number, end: number): void
   }
 }
 
-function join(pieces: readonly Uint8Array[]): Uint8Array {
+function joined(pieces: readonly Uint8Array[]): Uint8Array {
   if (pieces.length <= 1) return pieces[0] ?? nothing;
-  const joined = new Uint8Array(pieces.reduce((length, piece) => length + piece.length, 0));
-  let at = 0;
-  for (const piece of pieces) {
-    joined.set(piece, at);
-    at += piece.length;
-  }
-  return joined;
+  return concatenate(
+    pieces,
+    pieces.reduce((length, piece) => length + piece.length, 0),
+  );
 }

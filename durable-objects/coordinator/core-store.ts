@@ -8,6 +8,7 @@
  *   delayed   messages whose time has not come
  */
 import type { NodeName } from "../../cluster/name.ts";
+import { concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { hasWildcard, matches } from "../../mqtt/topic.ts";
@@ -217,14 +218,4 @@ export class CoreStore {
   delayedCount(): number {
     return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM delayed").one().n;
   }
-}
-
-function concatenate(parts: readonly Uint8Array[], bytes: number): Uint8Array {
-  const joined = new Uint8Array(bytes);
-  let offset = 0;
-  for (const part of parts) {
-    joined.set(part, offset);
-    offset += part.length;
-  }
-  return joined;
 }

@@ -70,15 +70,15 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   }
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
-    return this.#broker.sessions.takeOver(clientId, epoch, resume);
+    return this.#broker.claims.takeOver(clientId, epoch, resume);
   }
 
   async takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]> {
-    return this.#broker.sessions.takeOverMessages(clientId, epoch, afterSeq);
+    return this.#broker.claims.takeOverMessages(clientId, epoch, afterSeq);
   }
 
   async takeOverDone(clientId: string, epoch: number, afterSeq: number): Promise<void> {
-    this.#broker.sessions.takeOverDone(clientId, epoch, afterSeq);
+    this.#broker.claims.takeOverDone(clientId, epoch, afterSeq);
   }
 
   async stats(): Promise<NodeStats> {

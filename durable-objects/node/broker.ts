@@ -14,12 +14,12 @@ import type { NodeName } from "../../cluster/name.ts";
 import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
 import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
 import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
-import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { detached, readMessage, type Message, type QoS } from "../../mqtt/message.ts";
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { detached, type Message } from "../../mqtt/message.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import type { Delivery, Receipt, RetainedRead, Session, Will } from "../../mqtt/session.ts";
+import type { Delivery, Receipt, Session, Will } from "../../mqtt/session.ts";
 import { parseDelayed, parseShared } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
 import {
@@ -34,8 +34,10 @@ import {
   type NodeStats,
 } from "../rpc.ts";
 import { Authenticator } from "./authenticator.ts";
+import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
+import { RetainedReader } from "./retained-reader.ts";
 import { SessionStore } from "./session-store.ts";
 import { Sessions } from "./sessions.ts";
 
@@ -55,6 +57,8 @@ export class Broker {
   readonly metrics = new Metrics();
   readonly store: SessionStore;
   readonly sessions: Sessions;
+  readonly claims: Claims;
+  readonly retained: RetainedReader;
   readonly table = new SubscriptionTable();
   readonly core: CoreLink;
   readonly channelContext: ChannelContext;
@@ -69,7 +73,6 @@ export class Broker {
   readonly #touchedConnections = new Set<Connection>();
   readonly #authenticator: Authenticator;
   readonly #authorizesDeliveries: boolean;
-  readonly #readingRetained = new Set<Session>();
 
   constructor(name: NodeName, settings: Settings, host: BrokerHost) {
     this.name = name;
@@ -78,6 +81,8 @@ export class Broker {
     this.store = new SessionStore(host.sql);
     this.core = new CoreLink(name, host.core, (count) => this.metrics.add("messages.dropped.outbox_full", count));
     this.sessions = new Sessions(this);
+    this.claims = new Claims(this);
+    this.retained = new RetainedReader(this);
     this.#authenticator = new Authenticator(settings.authentication);
     this.#authorizesDeliveries = hasReadDenials(settings.authorization);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
@@ -227,7 +232,7 @@ export class Broker {
   }
 
   open(connection: Connection, request: OpenRequest): void {
-    this.sessions.open(connection, request).catch((error: unknown) => {
+    this.claims.open(connection, request).catch((error: unknown) => {
       console.error(`${request.clientId} could not be opened: ${String(error)}`);
       connection.fail(new MqttError(ReasonCode.ServerUnavailable, "the cluster does not answer"));
     });
@@ -299,7 +304,7 @@ export class Broker {
       if (!this.sessions.has(session)) return;
       for (const { index, subscription, isNew } of wanted) {
         const current = session.subscriptions.get(subscription.filter);
-        if (current && this.#wantsRetained(subscription.filter, subscription.retainHandling, isNew))
+        if (current && this.retained.wants(subscription, isNew))
           session.retainedReads.push({ subscription: current, after: undefined });
         // Another SUBSCRIBE has replaced it meanwhile.
         if (current !== subscription) continue;
@@ -313,7 +318,7 @@ export class Broker {
       connection.channel.handleSubscribed(packetId, codes);
       connection.perform();
       this.touch(session);
-      if (session.retainedReads.length > 0) this.readRetained(session);
+      this.retained.read(session);
     });
   }
 
@@ -345,48 +350,6 @@ export class Broker {
       // A route is state: until the core has heard it, it is told again, as it is then.
       if (reasonCode === undefined) this.#changeRoute(this.table.routeOf(change.key), () => {});
     });
-  }
-
-  // ---- retained ---------------------------------------------------------------------------------------------------
-
-  #wantsRetained(filter: string, retainHandling: 0 | 1 | 2, isNew: boolean): boolean {
-    if (!this.settings.mqtt.retain_available || parseShared(filter).group !== undefined) return false;
-    return retainHandling === 0 || (retainHandling === 1 && isNew); // [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-  }
-
-  /** Reads on, page by page, while the session keeps up. */
-  readRetained(session: Session): void {
-    if (this.#readingRetained.has(session)) return;
-    this.#readingRetained.add(session);
-    this.#readRetainedPages(session)
-      .catch((error: unknown) => {
-        console.error(`retained messages for ${session.clientId}: ${String(error)}`);
-        setTimeout(() => this.readRetained(session), limits.retryLastMs);
-      })
-      .finally(() => this.#readingRetained.delete(session));
-  }
-
-  async #readRetainedPages(session: Session): Promise<void> {
-    while (session.connected && session.queued === 0) {
-      const [read] = session.retainedReads;
-      if (!read) return;
-      const messagesMax = Math.min(limits.pageMessagesMax, this.settings.mqtt.max_mqueue_len);
-      const page = await this.core.retained(read.subscription.filter, read.after, messagesMax);
-      if (session.retainedReads[0] !== read || !session.connected) continue;
-      const next: RetainedRead = { ...read, after: page.next };
-      session.retainedReads = [...(page.next === undefined ? [] : [next]), ...session.retainedReads.slice(1)];
-      const reader = new ByteReader(page.messages);
-      while (!reader.done) this.#deliverRetained(session, read, detached(readMessage(reader)));
-      this.touch(session);
-    }
-  }
-
-  #deliverRetained(session: Session, { subscription }: RetainedRead, message: Message): void {
-    if (subscription.noLocal && message.from === session.clientId) return;
-    const ids = subscription.subscriptionId === 0 ? [] : [subscription.subscriptionId];
-    const qos = Math.min(message.qos, subscription.qos) as QoS;
-    // [MQTT-3.3.1-8]
-    this.deliver(session.id, { message, qos, retain: true, subscriptionIds: ids, shared: undefined });
   }
 
   // ---- dispatch: core -> sessions -> sockets ----------------------------------------------------------------------

@@ -5,6 +5,7 @@
  * An unfinished packet or an unanswered CONNECT holds a timer, and so holds the object in memory; between packets
  * there is nothing here that the disk does not have.
  */
+import { concatenate } from "../../mqtt/byte-buffer.ts";
 import { Channel, type ConnectionFacts, type Effect } from "../../mqtt/channel.ts";
 import { decode, encode, type ProtocolVersion, type ServerPacket } from "../../mqtt/codec.ts";
 import { Framer } from "../../mqtt/frame.ts";
@@ -165,7 +166,7 @@ export class Connection {
       if (!this.sendPublish(delivery, packetId, dup, new PublishForms(delivery.message, now)))
         session.discard(packetId);
     }
-    if (session.retainedReads.length > 0 && session.queued === 0) this.#broker.readRetained(session);
+    this.#broker.retained.read(session);
     this.#broker.touch(session);
   }
 
@@ -229,7 +230,7 @@ export class Connection {
   /** Everything gathered leaves as one frame. */
   flush(): void {
     if (this.#frame.length === 0 || this.closed) return;
-    const bytes = this.#frame.length === 1 ? this.#frame[0]! : join(this.#frame, this.#frameBytes);
+    const bytes = this.#frame.length === 1 ? this.#frame[0]! : concatenate(this.#frame, this.#frameBytes);
     this.#broker.metrics.add("bytes.sent", this.#frameBytes);
     this.#frame = [];
     this.#frameBytes = 0;
@@ -289,14 +290,4 @@ export class Connection {
       this.#unfinishedSince + limits.unfinishedPacketMs - now,
     );
   }
-}
-
-function join(parts: readonly Uint8Array[], bytes: number): Uint8Array {
-  const joined = new Uint8Array(bytes);
-  let offset = 0;
-  for (const part of parts) {
-    joined.set(part, offset);
-    offset += part.length;
-  }
-  return joined;
 }

@@ -1,43 +1,22 @@
 /**
- * The sessions of a node: opened and claimed, moved, saved, ended.
+ * The sessions of a node: loaded, saved, ended.
  *
- * One client id, one session, in the whole cluster (G4). A connection first claims its client id at the core, which
- * numbers the claims (`epoch`) and names the node that had it before; that node closes its connection and hands the
- * session over. Of two claims the later one wins, whatever the order in which their messages arrive: a node that is
- * asked for a session waits for its own older claim of it and refuses when its own is newer. So waiting only ever goes
- * from newer claims to older ones, and cannot go round.
- *
- * Memory is a cache: a session is loaded when something happens to it. A durable session is written (checkpointed) at
- * most `checkpointDelayMs` after a change, and at once where the protocol says so (`urgent`). A transient session has
- * nothing to survive but sleep: it is written when it has been quiet from one look to the next.
+ * Memory is a cache: a session is loaded when something happens to it, and let go when nothing of it is in memory alone.
+ * A durable session is written (checkpointed) at most `checkpointDelayMs` after a change, and at once where the protocol
+ * says so (`urgent`). A transient session has nothing to survive but sleep: it is written when it has been quiet from one
+ * look to the next.
  */
-import type { NodeName } from "../../cluster/name.ts";
 import type { RouteChange } from "../../cluster/subscription-table.ts";
-import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import { atNoTime, Session } from "../../mqtt/session.ts";
-import { fenceRecord, openedRecord, releaseRecord, type Claim, type MovedSession, type TakenOver } from "../rpc.ts";
+import { releaseRecord } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
-import type { Connection } from "./connection.ts";
-import { deliveryKey, readDelivery, type StoredDelivery } from "./session-store.ts";
-
-/** A connection on its way to its session. */
-interface Opening {
-  readonly connection: Connection;
-  /** undefined: superseded before it claimed. */
-  readonly claim: Promise<Claim | undefined>;
-  readonly done: Promise<void>;
-  /** The one that this one waits for before it claims. */
-  before: Opening | undefined;
-  superseded: boolean;
-}
 
 export class Sessions {
   readonly #broker: Broker;
   readonly #loaded = new Map<number, Session>();
   readonly #idOf = new Map<string, number>();
-  readonly #openings = new Map<string, Opening>();
   /** Changed sessions, and the revision at the last look. */
   readonly #dirty = new Map<Session, number>();
   readonly #urgent = new Set<Session>();
@@ -69,96 +48,8 @@ export class Sessions {
     return session;
   }
 
-  // ---- opening ----------------------------------------------------------------------------------------------------
-
-  async open(connection: Connection, request: OpenRequest): Promise<void> {
-    const { clientId } = request;
-    if (!this.byClientId(clientId) && this.#broker.store.count() >= limits.sessionsPerNodeMax)
-      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
-    const before = this.#openings.get(clientId);
-    if (before) supersede(before);
-    const { promise: done, resolve } = Promise.withResolvers<void>();
-    const claim = (before?.done ?? Promise.resolve()).then(() => {
-      opening.before = undefined;
-      return opening.superseded ? undefined : this.#broker.core.claim(clientId);
-    });
-    const opening: Opening = { connection, claim, done, before, superseded: false };
-    this.#openings.set(clientId, opening);
-    try {
-      await this.#open(opening, request);
-    } finally {
-      if (this.#openings.get(clientId) === opening) this.#openings.delete(clientId);
-      resolve();
-    }
-  }
-
-  async #open(opening: Opening, request: OpenRequest): Promise<void> {
-    const broker = this.#broker;
-    const { connection } = opening;
-    const { clientId } = request;
-    const claim = await opening.claim;
-    if (!claim) return;
-    const { epoch, holders } = claim;
-    // The latest session is the one to go on with; older ones, left by failures, end where they are.
-    let resume = !request.cleanStart;
-    let isAllHere = true;
-    for (const holder of holders) {
-      const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
-      if (taken.kind === "superseded") opening.superseded = true;
-      if (opening.superseded) break;
-      if (taken.kind !== "session") continue;
-      const own = this.byClientId(clientId);
-      // A copy is older when it was taken over before and its giver did not hear that it was done.
-      const isNewer = !own || own.epoch < taken.session.epoch;
-      const lastSeq = isNewer ? await this.#adopt(clientId, epoch, holder, taken.session) : Infinity;
-      if (!(await this.#dismiss(holder, clientId, epoch, lastSeq))) isAllHere = false;
-      resume = false;
-    }
-    if (opening.superseded) return connection.fail(takenOver());
-    const existing = this.byClientId(clientId);
-    if (existing) this.#closeConnection(existing);
-    const username = connection.facts?.username;
-    const session = this.#resumeOrCreate(request, username);
-    session.epoch = epoch;
-    if (connection.closed) {
-      // The client left while its session was sought: what there is stays, as after any lost connection.
-      if (session.detached) broker.store.save(session);
-      else this.end(session);
-      return;
-    }
-    const facts = connection.facts!;
-    const sessionPresent = session.detached;
-    broker.metrics.add("client.connected");
-    broker.metrics.add(sessionPresent ? "session.resumed" : "session.created");
-    session.username = username;
-    session.expiryInterval = request.expiryInterval;
-    session.will = request.will;
-    session.attach(facts.receiveMaximum);
-    broker.bind(session, connection);
-    broker.changeRoutes(broker.table.setConnected(session.id, session.subscriptions.keys(), true));
-    if (sessionPresent) broker.store.save(session);
-    else broker.store.insert(session);
-    broker.store.saveConnection(session.id, { facts, aliases: [] });
-    if (holders.length > 0 && isAllHere) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
-    connection.channel.handleOpened(session, sessionPresent);
-    connection.perform();
-    connection.process(Date.now());
-  }
-
-  /** The session to go on with. One that was there before has been detached, and so has a deadline. */
-  #resumeOrCreate({ clientId, cleanStart }: OpenRequest, username: string | undefined): Session {
-    const existing = this.byClientId(clientId);
-    if (existing) {
-      const { will, ended } = existing.due(Date.now());
-      if (will) this.#broker.publishWill(clientId, will, Date.now());
-      // A session is its user's: whoever else has the client id does not get what was meant for them (G9).
-      if (!cleanStart && !ended && existing.username === username) return existing; // [MQTT-3.1.2-5]
-      this.end(existing); // [MQTT-3.1.2-4]
-    }
-    return this.#create(clientId);
-  }
-
-  #create(clientId: string): Session {
+  /** A session that is not on disk yet. */
+  create(clientId: string): Session {
     const { store } = this.#broker;
     this.#nextId = Math.max(this.#nextId, store.nextId());
     store.clear(this.#nextId);
@@ -166,142 +57,11 @@ export class Sessions {
   }
 
   /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
-  #closeConnection(session: Session): void {
+  closeConnection(session: Session): void {
     const connection = this.#broker.connectionOf(session.id);
     if (!connection) return this.handleLost([session.id]);
     this.#broker.metrics.add("session.takenover");
     connection.fail(takenOver());
-  }
-
-  // ---- moving between nodes ---------------------------------------------------------------------------------------
-
-  /** This node had the client id; another one has claimed it. */
-  async takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
-    let opening = this.#openings.get(clientId);
-    // The one that has claimed: who waits behind it will have a newer claim, and waiting for that could go round.
-    while (opening?.before) opening = opening.before;
-    if (opening) {
-      const own = await opening.claim.catch(() => undefined);
-      if (own && own.epoch > epoch) return { kind: "superseded" };
-      supersede(opening);
-      await opening.done;
-    }
-    const connected = this.byClientId(clientId);
-    if (connected && connected.epoch > epoch) return { kind: "superseded" };
-    if (connected) this.#closeConnection(connected);
-    // A transient session has ended with its connection.
-    const session = this.byClientId(clientId);
-    if (!session) return { kind: "none" };
-    const { will, ended } = session.due(Date.now());
-    if (will) this.#broker.publishWill(clientId, will, Date.now());
-    if (!resume || ended) {
-      this.end(session);
-      return { kind: "none" };
-    }
-    // The new connection comes before the will's delay is over. [MQTT-3.1.3-9]
-    session.will = undefined;
-    this.#save(session);
-    return {
-      kind: "session",
-      session: {
-        epoch: session.epoch,
-        expiryInterval: session.expiryInterval,
-        username: session.username,
-        subscriptions: [...session.subscriptions.values()],
-        checkpoint: session.checkpoint(),
-      },
-    };
-  }
-
-  takeOverMessages(clientId: string, epoch: number, afterSeq: number): StoredDelivery[] {
-    const session = this.byClientId(clientId);
-    if (!session || session.epoch > epoch) return [];
-    return this.#broker.store.page(session.id, afterSeq, limits.pageBytesMax);
-  }
-
-  takeOverDone(clientId: string, epoch: number, afterSeq: number): void {
-    const session = this.byClientId(clientId);
-    if (!session || session.connected || session.epoch >= epoch) return;
-    const { store } = this.#broker;
-    const late = store.page(session.id, afterSeq, Infinity).map(({ delivery }) => readDelivery(delivery));
-    this.#forget(session);
-    for (const { message, shared } of late) if (shared !== undefined) this.#broker.publishOwn(message, shared);
-  }
-
-  /**
-   * Takes the session in, its routes first: what is published meanwhile comes here too, numbered behind all that the
-   * previous node can have, and what came to both is told by its message id.
-   * @returns the number of the last message that the previous node gave.
-   */
-  async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<number> {
-    const broker = this.#broker;
-    const old = this.byClientId(clientId);
-    if (old) this.#forget(old);
-    const arrivalsFrom = moved.checkpoint.nextSeq + broker.settings.mqtt.max_mqueue_len * 1000;
-    const session = this.#create(clientId);
-    session.expiryInterval = moved.expiryInterval;
-    session.username = moved.username;
-    session.epoch = epoch;
-    session.adopting = true;
-    session.detach(Date.now());
-    session.restore({ ...moved.checkpoint, nextSeq: arrivalsFrom }, []);
-    for (const subscription of moved.subscriptions) {
-      session.subscribe(subscription);
-      broker.changeRoutes([broker.table.add(session, subscription, false)]);
-    }
-    try {
-      return await this.#moveMessages(session, epoch, previous, moved, arrivalsFrom);
-    } catch (error) {
-      // Half a session is none: the registry remembers who has it whole.
-      this.#forget(session);
-      throw error;
-    }
-  }
-
-  async #moveMessages(
-    session: Session,
-    epoch: number,
-    previous: NodeName,
-    moved: MovedSession,
-    arrivalsFrom: number,
-  ): Promise<number> {
-    const broker = this.#broker;
-    const { clientId } = session;
-    await this.#fence();
-    await broker.core.settled(previous);
-    const node = broker.host.nodeAt(previous);
-    const ids = new Set<string>();
-    let afterSeq = 0;
-    for (;;) {
-      const page = await node.takeOverMessages(clientId, epoch, afterSeq);
-      if (page.length === 0) break;
-      for (const stored of page) ids.add(broker.store.putStored(session.id, stored));
-      afterSeq = page.at(-1)!.seq;
-    }
-    for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
-      if (ids.has(deliveryKey(readDelivery(delivery)))) broker.store.deleteDeliveries(session.id, [seq]);
-    for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
-    broker.store.insert(session);
-    this.#loaded.delete(session.id); // to be loaded anew, with all its messages
-    return afterSeq;
-  }
-
-  /** The session is here now, whether the giver's answer comes or not. @returns whether it came. */
-  #dismiss(giver: NodeName, clientId: string, epoch: number, lastSeq: number): Promise<boolean> {
-    const done = this.#broker.host.nodeAt(giver).takeOverDone(clientId, epoch, lastSeq);
-    return done.then(
-      () => true,
-      () => false,
-    );
-  }
-
-  #fence(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#broker.core.outbox.add(fenceRecord(), (reasonCode) => {
-        if (reasonCode === undefined) reject(new Error("the core does not answer"));
-        else resolve();
-      });
-    });
   }
 
   // ---- the end of connections and sessions ------------------------------------------------------------------------
@@ -353,7 +113,7 @@ export class Sessions {
     const load = (seq: number) => broker.store.loadDelivery(session.id, seq);
     if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
     const left = [...session.redispatchable(load)];
-    this.#forget(session);
+    this.forget(session);
     for (const { message, shared } of left) broker.publishOwn(message, shared!);
     this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
@@ -365,7 +125,7 @@ export class Sessions {
     });
   }
 
-  #forget(session: Session): void {
+  forget(session: Session): void {
     const broker = this.#broker;
     for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(session.id, filter)]);
     broker.store.delete(session.id);
@@ -378,7 +138,8 @@ export class Sessions {
   // ---- saving -----------------------------------------------------------------------------------------------------
 
   touch(session: Session): void {
-    if (!session.dirty || !this.has(session)) return;
+    // One that is being adopted is on disk when it is whole, and not before.
+    if (!session.dirty || session.adopting || !this.has(session)) return;
     if (!this.#dirty.has(session)) this.#dirty.set(session, -1);
     if (session.urgent) this.#urgent.add(session);
     this.saveSoon();
@@ -405,23 +166,23 @@ export class Sessions {
   /** One session that cannot be written is not the others' trouble: it loses its connection (G5). */
   #trySave(session: Session): void {
     try {
-      this.#save(session);
+      this.save(session);
     } catch (error) {
       console.error(`${session.clientId} could not be saved: ${String(error)}`);
       this.#dirty.delete(session);
       this.#urgent.delete(session);
       this.#broker.connectionOf(session.id)?.fail(error);
     }
-    if (session.atRest && !this.#openings.has(session.clientId)) this.#unload(session);
+    if (session.atRest && !this.#broker.claims.isOpening(session.clientId)) this.unload(session);
   }
 
   /** Memory is a cache. */
-  #unload(session: Session): void {
+  unload(session: Session): void {
     this.#loaded.delete(session.id);
     this.#idOf.delete(session.clientId);
   }
 
-  #save(session: Session): void {
+  save(session: Session): void {
     const { store } = this.#broker;
     for (const { seq, delivery } of session.unwritten()) store.putDelivery(session.id, seq, delivery);
     store.deleteDeliveriesBelow(session.id, session.lowestSeq);
@@ -431,11 +192,7 @@ export class Sessions {
   }
 }
 
-function supersede(opening: Opening): void {
-  opening.superseded = true;
-  opening.connection.fail(takenOver());
-}
-
-function takenOver(): MqttError {
+/** What a connection is told whose client id another one has. */
+export function takenOver(): MqttError {
   return new MqttError(ReasonCode.SessionTakenOver, "another connection has this client identifier"); // [MQTT-3.1.4-3]
 }
