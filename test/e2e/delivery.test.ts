@@ -1,4 +1,4 @@
-import type { QoS } from "mqtt-packet";
+import type { Packet, QoS } from "mqtt-packet";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { packet, properties, text } from "../mqtt/malformed.ts";
 import { startBroker } from "../support/broker.ts";
@@ -127,6 +127,31 @@ describe("subscriptions", () => {
     };
     for (const round of range(5)) {
       await Promise.all(subscribers.map((subscriber, n) => subscribeAndHear(subscriber, n, round)));
+    }
+  });
+
+  test("[G3] SUBACK waits for the route, also when the subscriber's node has much to send before it", async () => {
+    const away = await connect(broker.urlOf(slot(2)), { properties: { sessionExpiryInterval: 100 } });
+    await away.subscribe("load", { qos: 1 });
+    await away.leave();
+    const subscriber = await converseConnected(broker.urlOf(slot(1)));
+    const publisher = await converseConnected(broker.urlOf(slot(0)));
+    const payload = Buffer.alloc(700_000);
+    const publish = { cmd: "publish", payload, dup: false, retain: false } as const;
+    for (const round of range(8)) {
+      // Each a batch of its own, answered when it is on the disk of another node: more than may be under way at once.
+      const load = range(10).map((n): Packet => ({ ...publish, topic: "load", qos: 1, messageId: n + 1 }));
+      const topic = `behind/${round}`;
+      subscriber.send(...load, { cmd: "subscribe", messageId: 99, subscriptions: [{ topic, qos: 0 }] });
+      let acknowledged = 0;
+      let received = await subscriber.next();
+      for (; received.cmd === "puback"; received = await subscriber.next()) acknowledged++;
+      expect(received).toMatchObject({ cmd: "suback", granted: [0] });
+      publisher.send({ ...publish, topic, payload: "", qos: 0 });
+      received = await subscriber.next();
+      for (; received.cmd === "puback"; received = await subscriber.next()) acknowledged++;
+      expect(received).toMatchObject({ cmd: "publish", topic });
+      for (; acknowledged < load.length; acknowledged++) await subscriber.expect("puback");
     }
   });
 
