@@ -178,6 +178,19 @@ export class Channel {
     return Math.min(max_inflight, max_awaiting_rel);
   }
 
+  /**
+   * Whether the next QoS 1 or 2 PUBLISH has to wait. A 5.0 client that runs ahead of acknowledgements which the broker
+   * owes is held back; one that has got them all and still goes over its Receive Maximum is not waited for, it is in
+   * error. A 3.x client cannot know of any limit, so it is held back at each.
+   */
+  get holdsBack(): boolean {
+    const state = this.#state;
+    if (state.name !== "connected") return false;
+    if (this.#receipts.length >= limits.publishesUnansweredMax) return true;
+    if (state.facts.version === 5) return this.#receipts.length > 0 && this.#quota.size >= this.#receiveMaximum;
+    return state.session.awaitingRelCount >= this.#context.settings.max_awaiting_rel;
+  }
+
   get stateName(): State["name"] {
     return this.#state.name;
   }
@@ -422,8 +435,6 @@ export class Channel {
     this.#quota.add(packet.packetId);
     if (facts.version === 5 && this.#quota.size > this.#receiveMaximum)
       throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${this.#receiveMaximum} at once`); // [MQTT-3.3.4-7]
-    if (this.#receipts.length >= limits.publishesUnansweredMax)
-      throw new MqttError(ReasonCode.QuotaExceeded, "too many publishes unanswered");
     if (packet.qos === 1) {
       const receipt: Receipt = { packetId: packet.packetId, qos: 1, reasonCode: undefined };
       this.#receipts.push(receipt);

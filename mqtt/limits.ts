@@ -7,11 +7,11 @@ export const limits = {
   topicAliasBytesMax: 65_536,
   /** Aliases that the broker assigns towards one client, whatever more the client would take. */
   topicAliasesOutMax: 16,
-  /** Bytes a client may send before its CONNECT is answered, on top of one packet. */
-  connectingBytesMax: 65_536,
+  /** Bytes a client may send while its packets wait: for the answer to its CONNECT, or behind publishes held back. */
+  heldBytesMax: 16_777_216,
   /** An unfinished packet may stay unfinished this long; it also holds the object in memory. */
   unfinishedPacketMs: 10_000,
-  /** Publishes of one connection that the cluster has not answered yet. */
+  /** Publishes of one connection that the cluster has not answered yet: beyond it the next are held back. */
   publishesUnansweredMax: 10_000,
   publishBytesUnansweredMax: 8_388_608,
   /** Messages waiting in one session's queue, beside `mqtt.max_mqueue_len`. */

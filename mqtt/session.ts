@@ -388,7 +388,7 @@ export class Session {
     const under = this.#receiving.get(packetId);
     if (under) return { receipt: under, isNew: false };
     if (this.#received.has(packetId)) return { receipt: { packetId, qos: 2, reasonCode: 0 }, isNew: false };
-    if (this.#receiving.size + this.#received.size >= awaitingRelMax) return "full";
+    if (this.awaitingRelCount >= awaitingRelMax) return "full";
     const receipt: Receipt = { packetId, qos: 2, reasonCode: undefined };
     this.#receiving.set(packetId, receipt);
     return { receipt, isNew: true };
@@ -410,6 +410,11 @@ export class Session {
     this.changed();
     if (this.durable) this.urgent = true;
     return true;
+  }
+
+  /** QoS 2 packet ids between PUBLISH and PUBREL. */
+  get awaitingRelCount(): number {
+    return this.#receiving.size + this.#received.size;
   }
 
   /** QoS 2 packet ids held for the client's PUBREL. */

@@ -50,12 +50,11 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     if (!connection) return;
     // Without an answer to its close the client hangs.
     socket.close();
-    this.#broker.handleGone(connection);
+    connection.handleSocketClosed(Date.now());
   }
 
   override webSocketError(socket: WebSocket): void {
-    const connection = this.#broker.connection(socket);
-    if (connection) this.#broker.handleGone(connection);
+    this.#broker.connection(socket)?.handleSocketClosed(Date.now());
   }
 
   override alarm(): void {

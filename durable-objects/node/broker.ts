@@ -16,7 +16,6 @@ import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
 import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { detached, type Message } from "../../mqtt/message.ts";
-import { limits } from "../../mqtt/limits.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, Session, Will } from "../../mqtt/session.ts";
@@ -245,8 +244,6 @@ export class Broker {
     const { session } = connection;
     const record = publishRecord(this.#writer, { message, delaySeconds, only: "" });
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
-    if (connection.unansweredBytes + record.length > limits.publishBytesUnansweredMax)
-      return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "too many bytes unanswered"));
     if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
     connection.unansweredBytes += record.length;
     this.core.outbox.add(record, (reasonCode) => {
@@ -260,6 +257,7 @@ export class Broker {
     const connection = this.connectionOf(session.id) ?? from;
     connection.channel.handleReceipt(receipt, session, reasonCode);
     connection.perform();
+    connection.process(Date.now());
     this.touch(session);
   }
 

@@ -8,6 +8,7 @@
 import { concatenate } from "../../mqtt/byte-buffer.ts";
 import { Channel, type ConnectionFacts, type Effect } from "../../mqtt/channel.ts";
 import { decode, encode, type ProtocolVersion, type ServerPacket } from "../../mqtt/codec.ts";
+import { Fifo } from "../../mqtt/fifo.ts";
 import { Framer } from "../../mqtt/frame.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
@@ -38,6 +39,8 @@ export class Connection {
   readonly #broker: Broker;
   readonly #framer: Framer;
   readonly #aliasesOut = new Map<string, number>();
+  /** Packets that wait, in order, and the bytes that came while any did. */
+  readonly #held = new Fifo<Uint8Array>();
   #heldBytes = 0;
   #frame: Uint8Array[] = [];
   #frameBytes = 0;
@@ -82,33 +85,68 @@ export class Connection {
     this.lastSeen = now;
     if (typeof data === "string") return this.fail(new MqttError(ReasonCode.ProtocolError, "a text frame came")); // [MQTT-6.0.0-1]
     this.#broker.metrics.add("bytes.received", data.byteLength);
-    if (this.channel.stateName === "connecting") {
+    if (this.channel.stateName === "connecting" || this.#held.length > 0) {
       this.#heldBytes += data.byteLength;
-      const heldBytesMax = this.#broker.settings.mqtt.max_packet_size + limits.connectingBytesMax;
-      if (this.#heldBytes > heldBytesMax)
-        return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came before CONNECT was answered"));
-    }
+      if (this.#heldBytes > limits.heldBytesMax)
+        return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came without waiting for answers"));
+    } else this.#heldBytes = 0;
     if (this.session) this.#broker.touchConnection(this);
     this.#framer.push(new Uint8Array(data));
     this.process(now);
   }
 
-  /** Handles what packets are there, up to one that has to be waited for. */
+  /** Handles what packets are there, as far as none has to wait. */
   process(now: number): void {
     try {
+      this.#handleHeld(now);
       while (this.channel.stateName === "idle" || this.channel.stateName === "connected") {
         const packet = this.#framer.next();
         if (!packet) break;
         this.#unfinishedSince = 0;
         this.#broker.metrics.add("packets.received");
         clearTimeout(this.#idleTimer);
-        this.channel.handlePacket(decode(packet, this.facts?.version), now);
-        this.perform();
+        if (this.#mustWait(packet)) this.#held.push(packet);
+        else this.#handle(packet, now);
       }
+      this.#handleHeld(now);
     } catch (error) {
       return this.fail(error);
     }
     this.#watchUnfinished(now);
+  }
+
+  #handle(packet: Uint8Array, now: number): void {
+    this.channel.handlePacket(decode(packet, this.facts?.version), now);
+    this.perform();
+  }
+
+  /** Publishes wait while too many are unanswered, and what follows them waits too, but for acknowledgements and pings. */
+  #mustWait(packet: Uint8Array): boolean {
+    if (this.#held.length > 0) return !isAnswerOrPing(packet);
+    return isAcknowledged(packet) && this.#isHoldingBack;
+  }
+
+  get #isHoldingBack(): boolean {
+    return this.channel.holdsBack || this.unansweredBytes >= limits.publishBytesUnansweredMax;
+  }
+
+  #handleHeld(now: number): void {
+    for (let packet = this.#held.first; packet; packet = this.#held.first) {
+      if (this.channel.stateName !== "connected" || (isAcknowledged(packet) && this.#isHoldingBack)) return;
+      this.#held.shift();
+      this.#handle(packet, now);
+    }
+  }
+
+  /** The socket is gone. Of what was held back, only QoS 1 and 2 publishes wait for an answer: the rest still counts. */
+  handleSocketClosed(now: number): void {
+    try {
+      for (let packet = this.#held.shift(); packet; packet = this.#held.shift())
+        if (!isAcknowledged(packet) && this.channel.stateName === "connected") this.#handle(packet, now);
+    } catch (error) {
+      this.fail(error);
+    }
+    this.#broker.handleGone(this);
   }
 
   /** Ends this connection, and nothing else, with the reason if the client's version has one (G5). */
@@ -290,4 +328,15 @@ export class Connection {
       this.#unfinishedSince + limits.unfinishedPacketMs - now,
     );
   }
+}
+
+/** A PUBLISH at QoS 1 or 2. */
+function isAcknowledged(packet: Uint8Array): boolean {
+  return packet[0]! >> 4 === 3 && (packet[0]! & 0x06) !== 0;
+}
+
+/** PUBACK, PUBREC, PUBREL, PUBCOMP, PINGREQ. */
+function isAnswerOrPing(packet: Uint8Array): boolean {
+  const type = packet[0]! >> 4;
+  return (type >= 4 && type <= 7) || type === 12;
 }
