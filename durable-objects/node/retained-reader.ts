@@ -45,7 +45,8 @@ export class RetainedReader {
       if (session.retainedReads[0] !== read || !session.connected) continue;
       const next: RetainedRead = { ...read, after: page.next };
       session.retainedReads = [...(page.next === undefined ? [] : [next]), ...session.retainedReads.slice(1)];
-      session.changed();
+      // A transient session has nothing to read on with after a crash, and what sleep needs is written with its queue.
+      if (session.durable) session.changed();
       const reader = new ByteReader(page.messages);
       while (!reader.done) this.#deliver(session, read, detached(readMessage(reader)));
       this.#broker.touch(session);
