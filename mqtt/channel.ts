@@ -405,7 +405,7 @@ export class Channel {
       throw new MqttError(ReasonCode.RetainNotSupported, "retained messages are off"); // [MQTT-3.2.2-14]
     const named = this.#resolveAlias(packet);
     checkTopicName(named, settings.max_topic_levels);
-    const delayed = parseDelayed(named);
+    const delayed = parseDelayed(named, now);
     const topic = delayed?.topic ?? named;
     const receipt = this.#receiptFor(packet, facts, session);
     if (receipt === "repeated") return;
@@ -416,7 +416,7 @@ export class Channel {
     }
     const { messageExpiryInterval } = packet;
     const message: Message = {
-      id: this.#context.messageId(),
+      id: receipt?.messageId ?? this.#context.messageId(),
       topic,
       payload: packet.payload,
       qos: packet.qos,
@@ -435,12 +435,13 @@ export class Channel {
     this.#quota.add(packet.packetId);
     if (facts.version === 5 && this.#quota.size > this.#receiveMaximum)
       throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${this.#receiveMaximum} at once`); // [MQTT-3.3.4-7]
+    const messageId = this.#context.messageId();
     if (packet.qos === 1) {
-      const receipt: Receipt = { packetId: packet.packetId, qos: 1, reasonCode: undefined };
+      const receipt: Receipt = { packetId: packet.packetId, qos: 1, messageId, reasonCode: undefined };
       this.#receipts.push(receipt);
       return receipt;
     }
-    const received = session.receive(packet.packetId, settings.max_awaiting_rel);
+    const received = session.receive(packet, messageId, settings.max_awaiting_rel);
     if (received === "full")
       throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${settings.max_awaiting_rel} await PUBREL`);
     if (!this.#receipts.includes(received.receipt)) this.#receipts.push(received.receipt);
@@ -622,9 +623,9 @@ function willOf({ properties = {}, ...will }: NonNullable<ConnectPacket["will"]>
   };
 }
 
-/** Where a message to this name goes in the end. */
+/** Where a message to this name goes in the end, whenever that is. */
 function topicOf(name: string): string {
-  return parseDelayed(name)?.topic ?? name;
+  return parseDelayed(name, Infinity)?.topic ?? name;
 }
 
 /** The client's error that a check throws. */

@@ -45,6 +45,8 @@ export const limits = {
   /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
   passwordChecksWaitingMax: 32,
   passwordsKnownMax: 10_000,
+  /** How long a node knows the QoS 2 messages that it has dispatched: the longest time to a retransmission. */
+  dispatchedKnownMs: 7_200_000,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
   /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */

@@ -12,7 +12,9 @@
  * it again, in order, within the Receive Maximum of the new connection [MQTT-4.4.0-2] [MQTT-3.3.4-9].
  *
  * Incoming QoS 2 goes receiving (the cluster has not answered yet) -> received (PUBREC may go out) -> forgotten by
- * PUBREL. A packet id in either state is a retransmission and not published again [MQTT-4.3.3-10].
+ * PUBREL. A packet id in either state is a retransmission and not published again [MQTT-4.3.3-10]. `receiving` is on disk
+ * with the message's id before the message leaves: a client that sends it again after a crash publishes it under the
+ * same id, and who has it already knows.
  *
  * Pure: `now` comes in as ms since the epoch, and what is to be written is asked for by `checkpoint`.
  */
@@ -82,6 +84,7 @@ export type Outgoing =
 export interface Receipt {
   readonly packetId: number;
   readonly qos: 1 | 2;
+  readonly messageId: string;
   /** undefined until the cluster has answered. */
   reasonCode: number | undefined;
 }
@@ -102,6 +105,7 @@ export interface Checkpoint {
   readonly inflight: readonly (readonly [packetId: number, seq: number, state: "publish" | "pubrel"])[];
   /** Packet ids of the window that the open connection has not got again yet. */
   readonly unsent: readonly number[];
+  readonly receiving: readonly (readonly [packetId: number, messageId: string])[];
   readonly received: readonly number[];
   readonly retainedReads: readonly RetainedRead[];
 }
@@ -151,6 +155,8 @@ export class Session {
   readonly #unsentInSleep = new Set<number>();
   #window = 0;
   readonly #receiving = new Map<number, Receipt>();
+  /** Message ids of an earlier life: their packets were not answered, and are to come again. */
+  readonly #receivingBefore = new Map<number, string>();
   readonly #received = new Set<number>();
 
   constructor(id: number, clientId: string) {
@@ -351,8 +357,7 @@ export class Session {
     if (entry.state === "pubrel") return;
     entry.state = "pubrel";
     entry.delivery = undefined;
-    this.changed();
-    if (this.durable) this.urgent = true;
+    this.#qos2Changed();
   }
 
   /** @returns whether the packet id was in use. */
@@ -381,16 +386,25 @@ export class Session {
   // ---- incoming ---------------------------------------------------------------------------------------------------
 
   /**
-   * An incoming QoS 2 packet id.
+   * An incoming QoS 2 PUBLISH.
    * @returns a fresh receipt with `isNew`, or the one that is already on its way; `full` at max_awaiting_rel.
    */
-  receive(packetId: number, awaitingRelMax: number): { receipt: Receipt; isNew: boolean } | "full" {
+  receive(
+    { packetId, dup }: { readonly packetId: number; readonly dup: boolean },
+    newMessageId: string,
+    awaitingRelMax: number,
+  ): { receipt: Receipt; isNew: boolean } | "full" {
     const under = this.#receiving.get(packetId);
     if (under) return { receipt: under, isNew: false };
-    if (this.#received.has(packetId)) return { receipt: { packetId, qos: 2, reasonCode: 0 }, isNew: false };
+    if (this.#received.has(packetId))
+      return { receipt: { packetId, qos: 2, messageId: "", reasonCode: 0 }, isNew: false };
+    // Without DUP it is another message, of a client that has forgotten the first.
+    const before = dup ? this.#receivingBefore.get(packetId) : undefined;
+    this.#receivingBefore.delete(packetId);
     if (this.awaitingRelCount >= awaitingRelMax) return "full";
-    const receipt: Receipt = { packetId, qos: 2, reasonCode: undefined };
+    const receipt: Receipt = { packetId, qos: 2, messageId: before ?? newMessageId, reasonCode: undefined };
     this.#receiving.set(packetId, receipt);
+    this.#qos2Changed();
     return { receipt, isNew: true };
   }
 
@@ -398,23 +412,20 @@ export class Session {
   handleReceived(receipt: Receipt): void {
     if (receipt.qos !== 2 || this.#receiving.get(receipt.packetId) !== receipt) return;
     this.#receiving.delete(receipt.packetId);
-    if (receipt.reasonCode! >= 0x80) return;
-    this.#received.add(receipt.packetId);
-    this.changed();
-    if (this.durable) this.urgent = true;
+    if (receipt.reasonCode! < 0x80) this.#received.add(receipt.packetId);
+    this.#qos2Changed();
   }
 
   /** @returns whether the packet id was known. */
   handlePubrel(packetId: number): boolean {
     if (!this.#received.delete(packetId)) return false;
-    this.changed();
-    if (this.durable) this.urgent = true;
+    this.#qos2Changed();
     return true;
   }
 
   /** QoS 2 packet ids between PUBLISH and PUBREL. */
   get awaitingRelCount(): number {
-    return this.#receiving.size + this.#received.size;
+    return this.#receiving.size + this.#receivingBefore.size + this.#received.size;
   }
 
   /** QoS 2 packet ids held for the client's PUBREL. */
@@ -431,6 +442,10 @@ export class Session {
       nextPacketId: this.#nextPacketId,
       inflight: [...this.#inflight.values()].map((entry) => [entry.packetId, entry.seq, entry.state]),
       unsent: [...this.#inflight.values()].filter((entry) => !entry.sent).map((entry) => entry.packetId),
+      receiving: [
+        ...this.#receivingBefore,
+        ...[...this.#receiving.values()].map((receipt) => [receipt.packetId, receipt.messageId] as const),
+      ],
       received: [...this.#received],
       retainedReads: this.retainedReads,
     };
@@ -451,6 +466,7 @@ export class Session {
     this.#nextPacketId = checkpoint.nextPacketId;
     this.retainedReads = [...checkpoint.retainedReads];
     for (const packetId of checkpoint.received) this.#received.add(packetId);
+    for (const [packetId, messageId] of checkpoint.receiving) this.#receivingBefore.set(packetId, messageId);
     for (const packetId of checkpoint.unsent) this.#unsentInSleep.add(packetId);
     const inflight = new Map(checkpoint.inflight.map((entry) => [entry[1], entry]));
     const qosOf = new Map<number, QoS>();
@@ -482,6 +498,12 @@ export class Session {
       const delivery = entry.delivery ?? load(entry.seq);
       if (delivery) yield delivery;
     }
+  }
+
+  /** A step of an exactly-once exchange: for a session that survives a crash it is on disk before it is acted on. */
+  #qos2Changed(): void {
+    this.changed();
+    if (this.durable) this.urgent = true;
   }
 
   changed(): void {

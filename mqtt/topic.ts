@@ -14,7 +14,7 @@ const sharePrefix = "$share/";
 const queuePrefix = "$queue/";
 const delayedPrefix = "$delayed/";
 
-/** The longest delay of a `$delayed` publish, as in EMQX: about 49.7 days. */
+/** The longest delay of a `$delayed` publish in seconds, as in EMQX: about 49.7 days. */
 const delaySecondsMax = 4_294_967;
 
 /** What a subscription asks for: the filter to match, and the group that shares it. */
@@ -67,21 +67,27 @@ export function parseShared(filter: string): Subscribed {
 }
 
 /**
- * Takes a `$delayed/{seconds}/{topic}` name apart; undefined if the topic is not a delayed one.
- * MqttError 0x90 if the delay is not a whole number of seconds up to the maximum, or no topic follows.
+ * Takes a `$delayed/{seconds}/{topic}` name apart; undefined if the topic is not a delayed one. As in EMQX a number above
+ * the longest delay is a time, in seconds since the epoch; one that is past is due at once.
+ * MqttError 0x90 if it is neither, or no topic follows.
+ * @param now ms since the epoch
  */
-export function parseDelayed(topic: string): { delaySeconds: number; topic: string } | undefined {
-  if (!topic.startsWith(delayedPrefix)) return undefined;
-  const slash = topic.indexOf("/", delayedPrefix.length);
-  const seconds = topic.slice(delayedPrefix.length, slash === -1 ? topic.length : slash);
-  const delaySeconds = /^[0-9]{1,7}$/.test(seconds) ? Number(seconds) : Number.NaN;
+export function parseDelayed(name: string, now: number): { delaySeconds: number; topic: string } | undefined {
+  if (!name.startsWith(delayedPrefix)) return undefined;
+  const slash = name.indexOf("/", delayedPrefix.length);
+  const digits = name.slice(delayedPrefix.length, slash === -1 ? name.length : slash);
+  const seconds = /^[0-9]{1,10}$/.test(digits) ? Number(digits) : Number.NaN;
+  const delaySeconds = seconds > delaySecondsMax ? Math.max(0, seconds - Math.floor(now / 1000)) : seconds;
   if (!(delaySeconds <= delaySecondsMax)) {
-    throw new MqttError(ReasonCode.TopicNameInvalid, `$delayed needs 0 to ${delaySecondsMax} whole seconds`);
+    throw new MqttError(
+      ReasonCode.TopicNameInvalid,
+      `$delayed needs at most ${delaySecondsMax} whole seconds, or a time`,
+    );
   }
-  if (slash === -1 || slash === topic.length - 1) {
+  if (slash === -1 || slash === name.length - 1) {
     throw new MqttError(ReasonCode.TopicNameInvalid, "$delayed has no topic after the delay");
   }
-  return { delaySeconds, topic: topic.slice(slash + 1) };
+  return { delaySeconds, topic: name.slice(slash + 1) };
 }
 
 export function hasWildcard(filter: string): boolean {

@@ -71,7 +71,7 @@ export class SysTopics {
   #publishNode(node: NodeName, startedAt: number, now: number): void {
     this.#publish(`$SYS/brokers/${node}/version`, version);
     this.#publish(`$SYS/brokers/${node}/sysdescr`, "Trellis");
-    this.#publish(`$SYS/brokers/${node}/uptime`, duration(now - startedAt));
+    this.#publish(`$SYS/brokers/${node}/uptime`, String(now - startedAt));
     this.#publish(`$SYS/brokers/${node}/datetime`, new Date(now).toISOString());
   }
 
@@ -92,20 +92,4 @@ export class SysTopics {
       from: this.#core.name,
     });
   }
-}
-
-/** "1 days, 2 hours, 3 minutes, 4 seconds", from the first unit that is not zero. */
-function duration(ms: number): string {
-  const seconds = Math.floor(ms / 1000);
-  const parts: [number, string][] = [
-    [Math.floor(seconds / 86_400), "days"],
-    [Math.floor(seconds / 3600) % 24, "hours"],
-    [Math.floor(seconds / 60) % 60, "minutes"],
-    [seconds % 60, "seconds"],
-  ];
-  const first = parts.findIndex(([count]) => count > 0);
-  return parts
-    .slice(first === -1 ? 3 : first)
-    .map(([count, unit]) => `${count} ${unit}`)
-    .join(", ");
 }

@@ -36,6 +36,7 @@ import { Authenticator } from "./authenticator.ts";
 import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
+import { DispatchedStore } from "./dispatched-store.ts";
 import { RetainedReader } from "./retained-reader.ts";
 import { SessionStore } from "./session-store.ts";
 import { Sessions } from "./sessions.ts";
@@ -70,6 +71,7 @@ export class Broker {
   readonly #toFlush = new Set<Connection>();
   #turnEnds = false;
   readonly #touchedConnections = new Set<Connection>();
+  readonly #dispatched: DispatchedStore;
   readonly #authenticator: Authenticator;
   readonly #authorizesDeliveries: boolean;
 
@@ -78,10 +80,14 @@ export class Broker {
     this.settings = settings;
     this.host = host;
     this.store = new SessionStore(host.sql);
-    this.core = new CoreLink(name, host.core, (count) => this.metrics.add("messages.dropped.outbox_full", count));
+    this.core = new CoreLink(name, host.core, {
+      beforeSend: () => this.sessions.saveUrgent(),
+      countDropped: (count) => this.metrics.add("messages.dropped.outbox_full", count),
+    });
     this.sessions = new Sessions(this);
     this.claims = new Claims(this);
     this.retained = new RetainedReader(this);
+    this.#dispatched = new DispatchedStore(host.sql);
     this.#authenticator = new Authenticator(settings.authentication);
     this.#authorizesDeliveries = hasReadDenials(settings.authorization);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
@@ -261,7 +267,12 @@ export class Broker {
     this.touch(session);
   }
 
-  /** A message that no client waits for: a will, or with `only` one that a share group's member left to the others. */
+  /** What a share group's member has left, for another one: a message of its own, as nodes know those dispatched. */
+  passOn({ message, shared }: Delivery): void {
+    if (shared !== undefined) this.publishOwn({ ...message, id: this.channelContext.messageId() }, shared);
+  }
+
+  /** A message that no client waits for; with `only` for this `$share/group/filter` alone. */
   publishOwn(message: Message, only: string, delaySeconds = 0): void {
     const record = publishRecord(this.#writer, { message, delaySeconds, only });
     this.core.outbox.add(record, (reasonCode) => {
@@ -271,7 +282,7 @@ export class Broker {
 
   publishWill(clientId: string, will: Will, now: number): void {
     const { payload, qos, retain, properties, messageExpiryInterval } = will;
-    const { topic, delaySeconds } = parseDelayed(will.topic) ?? { topic: will.topic, delaySeconds: 0 };
+    const { topic, delaySeconds } = parseDelayed(will.topic, now) ?? { topic: will.topic, delaySeconds: 0 };
     const expiresAt = messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000;
     const id = this.channelContext.messageId();
     this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "", delaySeconds);
@@ -364,6 +375,12 @@ export class Broker {
 
   #dispatchOne({ message: received, matched }: Extract<Forwarded, { kind: "forward" }>, now: number): ReasonCode {
     const message = received.qos === 0 ? received : detached(received);
+    const left = matched.filter(({ key }) => !this.table.has(key)).map(({ key }) => key);
+    // Its last subscriber left while the message was under way, or a crash left the route at the core.
+    for (const key of left) this.changeRoutes([{ kind: "remove", key }]);
+    if (left.some((key) => parseShared(key).group !== undefined)) return ReasonCode.NoMatchingSubscribers;
+    const group = matched.find(({ key }) => parseShared(key).group !== undefined)?.key ?? "";
+    if (message.qos === 2 && !this.#dispatched.add(message, group, now)) return ReasonCode.Success;
     const forms = new PublishForms(message, now);
     this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
       try {
@@ -374,14 +391,7 @@ export class Broker {
         this.connectionOf(subscriber.id)?.fail(error);
       }
     });
-    let code: ReasonCode = ReasonCode.Success;
-    for (const { key } of matched) {
-      if (this.table.has(key)) continue;
-      // Its last subscriber left while the message was under way, or a crash left the route at the core.
-      this.changeRoutes([{ kind: "remove", key }]);
-      if (parseShared(key).group !== undefined) code = ReasonCode.NoMatchingSubscribers;
-    }
-    return code;
+    return ReasonCode.Success;
   }
 
   deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {

@@ -186,7 +186,7 @@ export class Claims {
     const { store } = this.#broker;
     const late = store.page(session.id, afterSeq, Infinity).map(({ delivery }) => readDelivery(delivery));
     this.#sessions.forget(session);
-    for (const { message, shared } of late) if (shared !== undefined) this.#broker.publishOwn(message, shared);
+    for (const delivery of late) this.#broker.passOn(delivery);
   }
 
   /**

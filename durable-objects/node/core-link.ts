@@ -7,18 +7,27 @@ import { limits } from "../../mqtt/limits.ts";
 import { Outbox, type SendBatch } from "../outbox.ts";
 import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
 
+export interface CoreLinkEvents {
+  /** A batch is about to leave: the runtime holds it until what is written now is durable. */
+  readonly beforeSend: () => void;
+  readonly countDropped: (count: number) => void;
+}
+
 export class CoreLink {
   readonly outbox: Outbox;
   readonly #node: NodeName;
   readonly #stub: () => CoordinatorRpc;
 
   /** @param stub makes a fresh stub of the home core. */
-  constructor(node: NodeName, stub: () => CoordinatorRpc, countDropped: (count: number) => void) {
+  constructor(node: NodeName, stub: () => CoordinatorRpc, { beforeSend, countDropped }: CoreLinkEvents) {
     this.#node = node;
     this.#stub = stub;
     const connect = (): SendBatch => {
       const core = stub();
-      return (batch) => core.route(node, batch);
+      return (batch) => {
+        beforeSend();
+        return core.route(node, batch);
+      };
     };
     this.outbox = new Outbox(connect, countDropped);
   }

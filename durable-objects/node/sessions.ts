@@ -114,7 +114,7 @@ export class Sessions {
     if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
     const left = [...session.redispatchable(load)];
     this.forget(session);
-    for (const { message, shared } of left) broker.publishOwn(message, shared!);
+    for (const delivery of left) broker.passOn(delivery);
     this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
   }

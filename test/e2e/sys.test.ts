@@ -55,7 +55,7 @@ describe("$SYS/brokers", () => {
       expect(found.get("$SYS/brokers")?.split(",")).toEqual(expect.arrayContaining(nodes));
       for (const node of nodes) {
         expect(found.get(`$SYS/brokers/${node}/version`)).toBe(packageJson.version);
-        expect(found.get(`$SYS/brokers/${node}/uptime`)).toMatch(/^(\d+ (days|hours|minutes), )*\d+ seconds$/);
+        expect(found.get(`$SYS/brokers/${node}/uptime`)).toMatch(/^\d+$/);
         expect(new Date(found.get(`$SYS/brokers/${node}/datetime`) ?? "").getTime()).toBeGreaterThan(0);
       }
       expect(Number(found.get(`$SYS/brokers/${slot(2)}/stats/connections/count`))).toBeGreaterThanOrEqual(1);
@@ -138,7 +138,7 @@ describe("$delayed", () => {
     expect(await back.payloads(1)).toEqual(["x"]);
   });
 
-  test.each(["$delayed/x/t", "$delayed/-1/t", "$delayed/1", "$delayed/1/", "$delayed/4294968/t", "$delayed//t"])(
+  test.each(["$delayed/x/t", "$delayed/-1/t", "$delayed/1", "$delayed/1/", "$delayed/9999999999/t", "$delayed//t"])(
     "%s is no topic name",
     async (topic) => {
       const client = await converseConnected(broker.urlOf(slot(1)));

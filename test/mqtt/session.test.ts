@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { limits } from "../../mqtt/limits.ts";
-import { expiryNever, Session, type Delivery, type Outgoing, type Will } from "../../mqtt/session.ts";
+import { expiryNever, Session, type Delivery, type Outgoing, type Will, type Receipt } from "../../mqtt/session.ts";
 import { random } from "../support/random.ts";
 import { delivery, Disk, now, plenty, World } from "./session-world.ts";
 
@@ -71,7 +71,16 @@ describe("sending", () => {
   test("[MQTT-4.3.2-1] [MQTT-2.2.1-4] a packet id is not given out again while it is in use, past 65535 too", () => {
     const session = durable();
     session.restore(
-      { nextSeq: 3, sentUpTo: 2, nextPacketId: 65_534, inflight: [], received: [], retainedReads: [], unsent: [] },
+      {
+        nextSeq: 3,
+        sentUpTo: 2,
+        nextPacketId: 65_534,
+        inflight: [],
+        receiving: [],
+        received: [],
+        retainedReads: [],
+        unsent: [],
+      },
       [],
     );
     session.attach(65_535);
@@ -87,6 +96,7 @@ describe("sending", () => {
           [1, 1, "pubrel"],
           [65_535, 2, "pubrel"],
         ],
+        receiving: [],
         received: [],
         retainedReads: [],
         unsent: [],
@@ -414,7 +424,7 @@ describe("disk", () => {
       expect(isUrgent()).toBe(false);
       session.handlePubrec(1, 0);
       expect(isUrgent()).toBe(expiryInterval > 0);
-      const received = session.receive(9, 10);
+      const received = session.receive({ packetId: 9, dup: false }, "m9", 10);
       if (received === "full") throw new Error("full");
       received.receipt.reasonCode = 0;
       session.handleReceived(received.receipt);
@@ -457,7 +467,7 @@ describe("disk", () => {
       subscriptionId: 7,
     };
     session.retainedReads.push({ subscription, after: "a/b" });
-    const received = session.receive(300, 10);
+    const received = session.receive({ packetId: 300, dup: false }, "m300", 10);
     if (received === "full") throw new Error("full");
     received.receipt.reasonCode = 0;
     session.handleReceived(received.receipt);
@@ -465,7 +475,7 @@ describe("disk", () => {
     const restored = disk.restore();
     expect(restored.retainedReads).toEqual([{ subscription, after: "a/b" }]);
     expect([...restored.receivedIds()]).toEqual([300]);
-    expect(restored.receive(300, 10)).toMatchObject({ isNew: false });
+    expect(restored.receive({ packetId: 300, dup: true }, "other", 10)).toMatchObject({ isNew: false });
   });
 
   test("[MQTT-4.4.0-1] after sleep nothing is sent again on the connection that is still open", () => {
@@ -603,8 +613,8 @@ describe("time", () => {
 });
 
 describe("receiving QoS 2", () => {
-  const receive = (session: Session, packetId: number, max = 10) => {
-    const received = session.receive(packetId, max);
+  const receive = (session: Session, packetId: number, max = 10, dup = false, messageId = "m") => {
+    const received = session.receive({ packetId, dup }, messageId, max);
     if (received === "full") throw new Error("full");
     return received;
   };
@@ -618,10 +628,26 @@ describe("receiving QoS 2", () => {
     session.handleReceived(first.receipt);
     session.detach(now);
     session.attach(1);
-    expect(receive(session, 7)).toEqual({ receipt: { packetId: 7, qos: 2, reasonCode: 0 }, isNew: false });
+    expect(receive(session, 7)).toEqual({
+      receipt: { packetId: 7, qos: 2, messageId: "", reasonCode: 0 },
+      isNew: false,
+    });
     expect(session.handlePubrel(7)).toBe(true);
     expect(session.handlePubrel(7)).toBe(false);
     expect(receive(session, 7).isNew).toBe(true);
+  });
+
+  test("[G1] what comes again after a crash is the same message, and what has another DUP flag another one", () => {
+    const disk = new Disk();
+    const session = durable();
+    expect(receive(session, 7, 10, false, "first").receipt.messageId).toBe("first");
+    expect(receive(session, 8, 10, false, "second").receipt.messageId).toBe("second");
+    disk.save(session);
+    const restored = disk.restore();
+    expect(restored.awaitingRelCount).toBe(2);
+    expect(receive(restored, 7, 10, true, "new")).toMatchObject({ isNew: true, receipt: { messageId: "first" } });
+    expect(receive(restored, 8, 10, false, "new")).toMatchObject({ isNew: true, receipt: { messageId: "new" } });
+    expect(restored.awaitingRelCount).toBe(2);
   });
 
   test("[MQTT-4.3.3-9] a refused packet id is free again", () => {
@@ -640,7 +666,7 @@ describe("receiving QoS 2", () => {
     receipt.reasonCode = 0;
     session.handleReceived(receipt);
     receive(session, 2, 2);
-    expect(session.receive(3, 2)).toBe("full");
+    expect(session.receive({ packetId: 3, dup: false }, "m", 2)).toBe("full");
     expect(receive(session, 1, 2).isNew).toBe(false);
     expect(receive(session, 2, 2).isNew).toBe(false);
     session.handlePubrel(1);
@@ -656,7 +682,7 @@ describe("receiving QoS 2", () => {
       const published: string[] = [];
       /** The client's side: what it has not got PUBCOMP for. */
       const unacknowledged = new Map<number, { id: string; released: boolean }>();
-      let receiving: { packetId: number; qos: 1 | 2; reasonCode: number | undefined }[] = [];
+      let receiving: Receipt[] = [];
       let messages = 0;
       const publish = (packetId: number) => {
         const received = receive(session, packetId, 100);

@@ -122,10 +122,13 @@ describe("delayed topics", () => {
     ["$delayed/15/x/y", { delaySeconds: 15, topic: "x/y" }],
     ["$delayed/0/x", { delaySeconds: 0, topic: "x" }],
     ["$delayed/4294967//x", { delaySeconds: 4_294_967, topic: "/x" }],
+    ["$delayed/1700000030/x", { delaySeconds: 30, topic: "x" }],
+    ["$delayed/1699999999/x", { delaySeconds: 0, topic: "x" }],
+    ["$delayed/4294968/x", { delaySeconds: 0, topic: "x" }],
     ["delayed/15/x", undefined],
     ["$delayedx/15/x", undefined],
   ])("%s", (topic, expected) => {
-    expect(parseDelayed(topic)).toEqual(expected);
+    expect(parseDelayed(topic, 1_700_000_000_500)).toEqual(expected);
   });
 
   test.each([
@@ -137,9 +140,9 @@ describe("delayed topics", () => {
     "$delayed/-1/x",
     "$delayed/1.5/x",
     "$delayed/1e3/x",
-    "$delayed/4294968/x",
+    "$delayed/9999999999/x",
     "$delayed/99999999999/x",
   ])("%s is refused", (topic) => {
-    expect(reasonCodeOf(() => parseDelayed(topic))).toBe(0x90);
+    expect(reasonCodeOf(() => parseDelayed(topic, 1_700_000_000_500))).toBe(0x90);
   });
 });

@@ -150,7 +150,7 @@ describe("rows written", () => {
     expect(await onCore()).toEqual({});
   });
 
-  test("for incoming QoS 2 to a durable session: one at PUBREC and one at PUBREL [G1]", async () => {
+  test("for incoming QoS 2 to a durable session: one when it comes, one at PUBREC and one at PUBREL [G1]", async () => {
     const node = newNode();
     const client = await converse(node, durable);
     await sleep(node);
@@ -159,7 +159,7 @@ describe("rows written", () => {
     await client.expect("pubrec");
     client.send({ cmd: "pubrel", messageId: 1 });
     await client.expect("pubcomp");
-    expect(await onNode()).toEqual({ session: 2 });
+    expect(await onNode()).toEqual({ session: 3 });
   });
 });
 

@@ -3,12 +3,16 @@
 // An exchange yields the name of each step it has reached; the test lets the node sleep, or crash, at one of them.
 
 import { describe, expect, test, vi } from "vitest";
+import { forwardRecord, joinRecords } from "../../durable-objects/rpc.ts";
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { writeMessage } from "../../mqtt/message.ts";
 import {
   converse,
   coreName,
   crash,
   durable,
   newNode,
+  nodeStub,
   publish,
   publishAndWait,
   sleep,
@@ -304,5 +308,60 @@ describe("[G1] the core", () => {
     await crash(coreName);
     await client.expect("puback", { messageId: 7, reasonCode: 0 });
     await watcher.expectMessage("1");
+  });
+});
+
+describe("[G1] a QoS 2 message comes once", () => {
+  test("when its publisher's node crashes as soon as it has come, and the client sends it again", async () => {
+    const [node, other] = [newNode(), newNode()];
+    const topic = `once/${node}`;
+    const watcher = await converse(other, durable);
+    await subscribe(watcher, topic, { qos: 2 });
+    for (let messageId = 1; messageId <= 8; messageId++) {
+      const client = await converse(node, durable);
+      client.send(publish(topic, String(messageId), 2, { messageId }));
+      const { messageId: deliveredId } = await watcher.expectMessage(String(messageId));
+      await crash(node);
+      const again = await converse(node, durable);
+      // Whether the broker had told of it or not, MQTT wants the client to send it again. [MQTT-4.4.0-1]
+      again.send(publish(topic, String(messageId), 2, { messageId, dup: true }));
+      await again.expect("pubrec", { messageId });
+      again.send({ cmd: "pubrel", messageId });
+      await again.expect("pubcomp", { messageId });
+      watcher.send({ cmd: "pubrec", messageId: deliveredId! });
+      await watcher.expect("pubrel", { messageId: deliveredId! });
+      watcher.send({ cmd: "pubcomp", messageId: deliveredId! });
+      await watcher.expectNothing();
+      await again.drop();
+    }
+  });
+
+  test("when a core sends a batch again whose answer it did not get, and a QoS 1 message may come twice", async () => {
+    const node = newNode();
+    const client = await converse(node);
+    await subscribe(client, `again/${node}`, { qos: 2 });
+    const batchOf = (qos: 1 | 2, id: string): Uint8Array => {
+      const writer = new ByteWriter();
+      const payload = new TextEncoder().encode(id);
+      const topic = `again/${node}`;
+      writeMessage(writer, {
+        id,
+        topic,
+        payload,
+        qos,
+        retain: false,
+        properties: new Uint8Array(),
+        expiresAt: 0,
+        from: "",
+      });
+      const record = forwardRecord(new ByteWriter(), [{ key: topic, ordinal: 0 }], writer.take());
+      return joinRecords([record], record.length);
+    };
+    for (const batch of [batchOf(2, "once"), batchOf(2, "once"), batchOf(1, "twice"), batchOf(1, "twice")])
+      expect(await nodeStub(node).forward(batch)).toEqual(Uint8Array.of(0));
+    await client.expectMessage("once", { qos: 2 });
+    await client.expectMessage("twice", { qos: 1 });
+    await client.expectMessage("twice", { qos: 1 });
+    await client.expectNothing();
   });
 });
