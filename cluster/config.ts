@@ -2,7 +2,7 @@
  * The settings: EMQX's keys and defaults, from `[vars]` of wrangler.toml and from TRELLIS_ variables.
  *
  *     [vars.mqtt]                            TRELLIS_MQTT__SERVER_KEEPALIVE=60
- *     max_packet_size = "256KB"              TRELLIS_CLUSTER__CORE_NODES=core@local.emqxcl,core-2@local.emqxcl
+ *     max_packet_size = "256KB"              TRELLIS_CLUSTER__CORE_NODES=core@weur.emqxcl
  *
  *     readSettings(env).mqtt -> { max_packet_size: 262144, server_keepalive: 60, ... }
  *
@@ -28,7 +28,7 @@ import { parseByteSize, parseDuration } from "./units.ts";
 export interface Settings {
   readonly cluster: {
     readonly name: string;
-    readonly core_nodes: readonly NodeName[];
+    readonly core_nodes: readonly [NodeName, ...NodeName[]];
   };
   readonly node: {
     /** Nodes per location. */
@@ -49,7 +49,8 @@ const variablePrefix = "TRELLIS_";
 /** Variables with the prefix that are no settings. */
 const otherVariables: ReadonlySet<string> = new Set(["TRELLIS_API_TOKEN"]);
 
-const coreNodesMax = 32;
+/** Several cores are not there yet. */
+const coreNodesMax = 1;
 const originsMax = 1000;
 const rulesMax = 1000;
 const ruleTopicsMax = 100;
@@ -58,8 +59,9 @@ const shownCharsMax = 80;
 
 const clusterTable = v.strictObject({
   name: v.optional(
-    parsed("allowed is a DNS label: lower-case letters, digits and inner hyphens, at most 63", (input) =>
-      typeof input === "string" && isDnsLabel(input) ? input : undefined,
+    parsed(
+      "allowed is a DNS label that is not a number: lower-case letters, digits and inner hyphens, at most 63",
+      (input) => (typeof input === "string" && isDnsLabel(input) && !/^\d+$/.test(input) ? input : undefined),
     ),
     "emqxcl",
   ),
@@ -136,16 +138,15 @@ export function readSettings(env: Readonly<Record<string, unknown>>): Settings {
   if (!result.success || problems.length > 0) throw new Error(problems.join("\n"));
 
   const { cluster, node, mqtt, authorization, origins } = result.output;
-  const coreNodes = cluster.core_nodes ?? [`core@local.${cluster.name}`];
-  const foreign = coreNodes.find((name) => !isMember(name, cluster.name));
-  if (foreign !== undefined) {
+  const [coreNode = `core@local.${cluster.name}`] = cluster.core_nodes ?? [];
+  if (!isMember(coreNode, cluster.name)) {
     throw new Error(
-      `cluster.core_nodes: ${show(foreign)}: allowed are hosts that end in ".${cluster.name}" (cluster.name)`,
+      `cluster.core_nodes: ${show(coreNode)}: allowed are hosts that end in ".${cluster.name}" (cluster.name)`,
     );
   }
   const { server_keepalive } = mqtt;
   return {
-    cluster: { name: cluster.name, core_nodes: coreNodes },
+    cluster: { name: cluster.name, core_nodes: [coreNode] },
     node,
     mqtt: { ...mqtt, server_keepalive: server_keepalive === "disabled" ? undefined : server_keepalive },
     allow_anonymous: result.output.allow_anonymous ?? (env["LOOPBACK"] === "true" || env["LOOPBACK"] === true),

@@ -84,7 +84,7 @@ export class RouteTable {
     route.groups ??= new Map();
     let shareGroup = route.groups.get(group);
     if (shareGroup === undefined) {
-      shareGroup = new ShareGroup(limits.roundRobinPublishersMax);
+      shareGroup = new ShareGroup(limits.groupPublishersMax);
       route.groups.set(group, shareGroup);
     }
     shareGroup.set(node, members);

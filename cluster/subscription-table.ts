@@ -62,18 +62,19 @@ export class SubscriptionTable {
   }
 
   /** Adds or replaces a subscription. */
-  add(subscriber: Subscriber, subscription: Subscription, connected: boolean): RouteChange | undefined {
+  add({ id, clientId }: Subscriber, subscription: Subscription, connected: boolean): RouteChange | undefined {
     const key = subscription.filter;
     const table = this.#tableOf(key);
     let entries = table.get(key);
     const isFirst = entries === undefined;
     if (entries === undefined) table.set(key, (entries = new Map()));
-    const existing = entries.get(subscriber.id);
+    const existing = entries.get(id);
     if (existing) {
       existing.subscription = subscription;
       return undefined;
     }
-    entries.set(subscriber.id, { subscriber, subscription, connected });
+    // Not the object given, which may be a whole session: it is to leave memory when it is at rest.
+    entries.set(id, { subscriber: { id, clientId }, subscription, connected });
     if (table === this.#groups) return connected || isFirst ? this.#groupChange(key, entries) : undefined;
     return isFirst ? { kind: "add", key, members: 0 } : undefined;
   }

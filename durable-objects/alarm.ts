@@ -6,6 +6,7 @@ export class Alarm {
   readonly #storage: DurableObjectStorage;
   /** ms since the epoch; undefined: not known since the object woke, 0 = none is set. */
   #at: number | undefined;
+  #isAsking = false;
 
   constructor(storage: DurableObjectStorage) {
     this.#storage = storage;
@@ -14,13 +15,10 @@ export class Alarm {
   /** Rings at this time, in ms since the epoch, or before. Each call that moves it writes a row. */
   ringAt(at: number): void {
     if (this.#at !== undefined && this.#at !== 0 && this.#at <= at) return;
-    if (this.#at === undefined) {
-      this.#at = at;
-      void this.#setUnlessEarlier(at);
-      return;
-    }
+    const isKnown = this.#at !== undefined;
     this.#at = at;
-    void this.#storage.setAlarm(at);
+    if (!isKnown) void this.#setUnlessEarlier();
+    else if (!this.#isAsking) void this.#storage.setAlarm(at);
   }
 
   /** It has rung: none is set any more. */
@@ -28,12 +26,13 @@ export class Alarm {
     this.#at = 0;
   }
 
-  /** After sleep the alarm set before it may be earlier. */
-  async #setUnlessEarlier(at: number): Promise<void> {
+  /** After sleep the alarm set before it may be earlier: until that is known only the earliest wish is remembered. */
+  async #setUnlessEarlier(): Promise<void> {
+    this.#isAsking = true;
     const set = await this.#storage.getAlarm();
+    this.#isAsking = false;
     // It rang meanwhile: its handler has looked at all deadlines.
     if (this.#at === undefined || this.#at === 0) return;
-    this.#at = Math.min(this.#at, at);
     if (set !== null && set <= this.#at) this.#at = set;
     else await this.#storage.setAlarm(this.#at);
   }

@@ -10,11 +10,15 @@ export const metricNames = [
   "messages.delayed",
   "messages.dropped",
   "messages.dropped.not_authorized",
+  "messages.dropped.no_subscribers",
   "messages.dropped.outbox_full",
+  "messages.dropped.unreachable",
+  "messages.dropped.quota",
   "delivery.dropped",
   "delivery.dropped.queue_full",
   "delivery.dropped.too_large",
-  "delivery.dropped.offline_qos0",
+  "delivery.dropped.qos0_msg",
+  "delivery.dropped.not_authorized",
   "client.connect",
   "client.connected",
   "client.disconnected",
@@ -27,15 +31,29 @@ export const metricNames = [
 
 export type MetricName = (typeof metricNames)[number];
 
+const totals: { readonly [name in MetricName]?: MetricName } = {
+  "messages.dropped.not_authorized": "messages.dropped",
+  "messages.dropped.no_subscribers": "messages.dropped",
+  "messages.dropped.outbox_full": "messages.dropped",
+  "messages.dropped.unreachable": "messages.dropped",
+  "messages.dropped.quota": "messages.dropped",
+  "delivery.dropped.queue_full": "delivery.dropped",
+  "delivery.dropped.too_large": "delivery.dropped",
+  "delivery.dropped.qos0_msg": "delivery.dropped",
+  "delivery.dropped.not_authorized": "delivery.dropped",
+};
+
 export class Metrics {
-  readonly #counts = new Map<MetricName, number>();
+  readonly #counts = Object.fromEntries(metricNames.map((name) => [name, 0])) as Record<MetricName, number>;
 
   add(name: MetricName, count = 1): void {
-    this.#counts.set(name, (this.#counts.get(name) ?? 0) + count);
+    this.#counts[name] += count;
+    // A message dropped for any reason is a message dropped, as in EMQX.
+    const total = totals[name];
+    if (total !== undefined) this.#counts[total] += count;
   }
 
-  /** Every counter, with those at 0. */
   all(): Record<string, number> {
-    return Object.fromEntries(metricNames.map((name) => [name, this.#counts.get(name) ?? 0]));
+    return { ...this.#counts };
   }
 }

@@ -8,7 +8,7 @@
  *
  * Bounds (G6): bytes waiting, bytes and number of batches, attempts.
  */
-import { limits } from "../mqtt/limits.ts";
+import { limits, retryDelayMs } from "../mqtt/limits.ts";
 import { joinRecords } from "./rpc.ts";
 
 /** What happened to a record: the answer's reason code, or `undefined` when it was given up. */
@@ -28,13 +28,16 @@ interface Batch {
   attempts: number;
 }
 
-/** Sends one batch; resolves to one reason code a record, or to nothing when all is well. */
-export type SendBatch = (batch: Uint8Array) => Promise<Uint8Array | void>;
+/** QoS 0 messages that are lost: at the bound, or because a call failed. */
+export type CountDropped = (reason: "outbox_full" | "unreachable", count: number) => void;
+
+/** Sends one batch; resolves to one reason code a record. */
+export type SendBatch = (batch: Uint8Array) => Promise<Uint8Array>;
 
 export class Outbox {
   /** Makes a fresh stub and gives its call. */
   readonly #connect: () => SendBatch;
-  readonly #countDropped: (count: number) => void;
+  readonly #countDropped: CountDropped;
   #send: SendBatch | undefined;
   #waiting: Item[] = [];
   #waitingBytes = 0;
@@ -44,7 +47,7 @@ export class Outbox {
   #scheduled = false;
   #pausedUntilRetry = false;
 
-  constructor(connect: () => SendBatch, countDropped: (count: number) => void) {
+  constructor(connect: () => SendBatch, countDropped: CountDropped) {
     this.#connect = connect;
     this.#countDropped = countDropped;
   }
@@ -56,7 +59,7 @@ export class Outbox {
 
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
   addUnacknowledged(bytes: Uint8Array): void {
-    if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped(1);
+    if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped("outbox_full", 1);
     else this.#add({ bytes, settled: undefined });
   }
 
@@ -109,11 +112,11 @@ export class Outbox {
 
   /** The call is made at once; its answer is one code a record. */
   async #call(batch: Batch, records: Uint8Array): Promise<void> {
-    let codes: Uint8Array | undefined;
+    let codes: Uint8Array;
     try {
       // Called at once; what it throws at once fails like any other answer, later.
-      codes = (await this.#sendNow(records)) ?? undefined;
-      if (codes && codes.length !== batch.items.length)
+      codes = await this.#sendNow(records);
+      if (codes.length !== batch.items.length)
         throw new Error(`${codes.length} answers came to ${batch.items.length} records`);
     } catch (error) {
       return this.#handleFailure(batch, error);
@@ -121,14 +124,14 @@ export class Outbox {
     this.#handleAnswer(batch, codes);
   }
 
-  async #sendNow(records: Uint8Array): Promise<Uint8Array | void> {
+  async #sendNow(records: Uint8Array): Promise<Uint8Array> {
     this.#send ??= this.#connect();
     return this.#send(records);
   }
 
-  #handleAnswer(batch: Batch, codes: Uint8Array | undefined): void {
+  #handleAnswer(batch: Batch, codes: Uint8Array): void {
     this.#underWay--;
-    for (const [index, item] of batch.items.entries()) settle(item, codes?.[index] ?? 0);
+    for (const [index, item] of batch.items.entries()) settle(item, codes[index]);
     this.#retryWhenSettled();
     this.#schedule();
   }
@@ -138,8 +141,8 @@ export class Outbox {
     this.#pausedUntilRetry = true;
     this.#send = undefined;
     const kept = batch.items.filter((item) => item.settled !== undefined);
-    if (kept.length < batch.items.length) this.#countDropped(batch.items.length - kept.length);
-    if (batch.attempts >= limits.batchAttemptsMax) {
+    if (kept.length < batch.items.length) this.#countDropped("unreachable", batch.items.length - kept.length);
+    if (batch.attempts >= limits.attemptsMax) {
       console.error(`a batch of ${batch.items.length} was given up after ${batch.attempts} attempts: ${String(error)}`);
       for (const item of kept) settle(item, undefined);
     } else if (kept.length > 0) {
@@ -154,12 +157,11 @@ export class Outbox {
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
     const attempts = Math.max(1, ...failed.map((batch) => batch.attempts));
-    const delay = Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** (attempts - 1));
     setTimeout(() => {
       this.#pausedUntilRetry = false;
       for (const batch of failed) this.#start(batch);
       this.#flush();
-    }, delay);
+    }, retryDelayMs(attempts));
   }
 }
 

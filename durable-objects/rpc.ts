@@ -7,7 +7,6 @@
 import type { NodeName } from "../cluster/name.ts";
 import { ByteReader, ByteWriter, concatenate } from "../mqtt/byte-buffer.ts";
 import { readMessage, writeMessage, type Message } from "../mqtt/message.ts";
-import type { StoredDelivery } from "./node/session-store.ts";
 import type { Checkpoint, Subscription } from "../mqtt/session.ts";
 
 export const rpcVersion = 1;
@@ -53,6 +52,8 @@ export interface NodeRpc {
    * `resume` false: the session ends here.
    */
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver>;
+  /** What tells the QoS 2 messages that the session has been given; asked for before its messages. */
+  takeOverKnown(clientId: string, epoch: number): Promise<string[]>;
   /** The rest of a session being handed over, by rising `seq`; asked for until it is empty. */
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
   /** The taker has all up to `afterSeq`: forget the session. What a group has sent it since goes back to the group. */
@@ -68,6 +69,7 @@ export type TakenOver =
   | { readonly kind: "session"; readonly session: MovedSession };
 
 export interface MovedSession {
+  readonly version: number;
   /** Of its last opening. */
   readonly epoch: number;
   /** Seconds. */
@@ -75,6 +77,12 @@ export interface MovedSession {
   readonly username: string | undefined;
   readonly subscriptions: Subscription[];
   readonly checkpoint: Checkpoint;
+}
+
+/** One message of a session that moves. */
+export interface StoredDelivery {
+  readonly seq: number;
+  readonly delivery: Uint8Array;
 }
 
 export interface NodeStats {

@@ -55,7 +55,7 @@ export interface ConnectionFacts {
 }
 
 export interface OpenRequest {
-  readonly clientId: string;
+  readonly facts: ConnectionFacts;
   readonly cleanStart: boolean;
   readonly expiryInterval: number;
   readonly will: Will | undefined;
@@ -77,7 +77,8 @@ export type Effect =
   | { readonly kind: "unsubscribe"; readonly packetId: number; readonly filters: string[] }
   /** The window may have opened: send what waits. */
   | { readonly kind: "pump" }
-  | { readonly kind: "dropped"; readonly reason: "notAuthorized" };
+  /** A publish is not authorized. */
+  | { readonly kind: "denied" };
 
 /** A granted subscription; `index` is its place among the codes of the SUBACK. */
 export interface Wanted {
@@ -292,7 +293,7 @@ export class Channel {
         : clean
           ? 0
           : Math.min(Math.floor(settings.session_expiry_interval / 1000), expiryNever);
-    const request: OpenRequest = { clientId: facts.clientId, cleanStart: clean, expiryInterval, will };
+    const request: OpenRequest = { facts, cleanStart: clean, expiryInterval, will };
     const keepAliveReplaced = facts.keepAlive !== packet.keepalive;
     this.#state = { name: "connecting", facts, request, assigned, keepAliveReplaced };
     this.#effects.push({ kind: "authenticate", username: packet.username, password: packet.password });
@@ -410,13 +411,14 @@ export class Channel {
     const receipt = this.#receiptFor(packet, facts, session);
     if (receipt === "repeated") return;
     if (!this.#mayPublish(facts, topic)) {
-      this.#effects.push({ kind: "dropped", reason: "notAuthorized" });
+      this.#effects.push({ kind: "denied" });
       if (receipt) this.handleReceipt(receipt, session, ReasonCode.NotAuthorized);
       return;
     }
     const { messageExpiryInterval } = packet;
     const message: Message = {
-      id: receipt?.messageId ?? this.#context.messageId(),
+      // Only what is queued is ever told from its copies.
+      id: receipt?.messageId ?? "",
       topic,
       payload: packet.payload,
       qos: packet.qos,
@@ -437,7 +439,7 @@ export class Channel {
       throw new MqttError(ReasonCode.ReceiveMaximumExceeded, `more than ${this.#receiveMaximum} at once`); // [MQTT-3.3.4-7]
     const messageId = this.#context.messageId();
     if (packet.qos === 1) {
-      const receipt: Receipt = { packetId: packet.packetId, qos: 1, messageId, reasonCode: undefined };
+      const receipt: Receipt = { packetId: packet.packetId, qos: 1, messageId, digest: 0, reasonCode: undefined };
       this.#receipts.push(receipt);
       return receipt;
     }
@@ -452,8 +454,7 @@ export class Channel {
 
   /** The cluster, or a rule, has decided on a publish. Also for a receipt of an earlier connection of the session. */
   handleReceipt(receipt: Receipt, session: Session, reasonCode: ReasonCode): void {
-    receipt.reasonCode = reasonCode;
-    session.handleReceived(receipt);
+    session.handleReceived(receipt, reasonCode);
     this.#flushReceipts();
   }
 
@@ -481,8 +482,6 @@ export class Channel {
   }
 
   #handleSubscribe(packet: SubscribePacket, facts: ConnectionFacts, session: Session): void {
-    if (packet.subscriptions.length > limits.filtersPerPacketMax)
-      throw new MqttError(ReasonCode.QuotaExceeded, `more than ${limits.filtersPerPacketMax} filters at once`);
     const codes: number[] = [];
     const wanted: Wanted[] = [];
     let count = session.subscriptions.size;
@@ -523,9 +522,7 @@ export class Channel {
     const { group, filter: bare } = parseShared(filter);
     if (group !== undefined && !settings.shared_subscription) return ReasonCode.SharedSubscriptionsNotSupported;
     if (hasWildcard(bare) && !settings.wildcard_subscription) return ReasonCode.WildcardSubscriptionsNotSupported;
-    const refusal = refusalOf(rules, facts, "subscribe", bare);
-    if (refusal !== undefined) return refusal;
-    return undefined;
+    return refusalOf(rules, facts, "subscribe", bare);
   }
 
   /** The routes are known to the cluster (G3): now the client may be told. [MQTT-3.8.4-1] */
@@ -537,8 +534,6 @@ export class Channel {
   }
 
   #handleUnsubscribe(packet: UnsubscribePacket): void {
-    if (packet.unsubscriptions.length > limits.filtersPerPacketMax)
-      throw new MqttError(ReasonCode.QuotaExceeded, `more than ${limits.filtersPerPacketMax} filters at once`);
     this.#effects.push({ kind: "unsubscribe", packetId: packet.messageId, filters: packet.unsubscriptions });
   }
 

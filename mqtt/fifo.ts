@@ -11,6 +11,10 @@ export class Fifo<T> {
     return this.#items[this.#head];
   }
 
+  get last(): T | undefined {
+    return this.length === 0 ? undefined : this.#items.at(-1);
+  }
+
   push(item: T): void {
     this.#items.push(item);
   }
@@ -24,5 +28,9 @@ export class Fifo<T> {
       this.#head = 0;
     }
     return item;
+  }
+
+  *[Symbol.iterator](): Generator<T> {
+    for (let index = this.#head; index < this.#items.length; index++) yield this.#items[index]!;
   }
 }

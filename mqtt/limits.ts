@@ -7,7 +7,9 @@ export const limits = {
   topicAliasBytesMax: 65_536,
   /** Aliases that the broker assigns towards one client, whatever more the client would take. */
   topicAliasesOutMax: 16,
-  /** Bytes a client may send while its packets wait: for the answer to its CONNECT, or behind publishes held back. */
+  /** Bytes a client may send before its CONNECT is answered, on top of one packet. */
+  connectingBytesMax: 65_536,
+  /** Bytes of a client's packets that wait behind publishes held back. */
   heldBytesMax: 16_777_216,
   /** An unfinished packet may stay unfinished this long; it also holds the object in memory. */
   unfinishedPacketMs: 10_000,
@@ -26,7 +28,7 @@ export const limits = {
   filtersPerPacketMax: 1_000,
   /** Delivered bytes gathered for one socket before a frame is sent without waiting for the turn's end. */
   frameBytesMax: 65_536,
-  /** Bytes waiting for one destination object: beyond the first QoS 0 is dropped, beyond the second all is refused with 0x97. */
+  /** Bytes waiting for one destination object: beyond the first QoS 0 is dropped, beyond the second all is refused. */
   outboxBytesMaxQos0: 16_777_216,
   outboxBytesMax: 33_554_432,
   /** One batch between objects. */
@@ -45,19 +47,27 @@ export const limits = {
   /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
   passwordChecksWaitingMax: 32,
   passwordsKnownMax: 10_000,
-  /** How long a node knows the QoS 2 messages that it has dispatched: the longest time to a retransmission. */
-  dispatchedKnownMs: 7_200_000,
+  /** How long a session's QoS 2 messages are known, and how many of them to a node that takes the session over. */
+  knownMs: 7_200_000,
+  knownMovedMax: 10_000,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
-  /** Delivery attempts of one batch before its messages are given up, counted and, at QoS 1 and 2, refused. */
-  batchAttemptsMax: 6,
-  /** Delay before a failed batch is sent again: doubles from the first to the last. */
+  /** Attempts of one call or batch before it is given up: its messages are counted and, at QoS 1 and 2, refused. */
+  attemptsMax: 7,
+  /** Delay before the second attempt; it doubles up to the last. */
   retryFirstMs: 50,
   retryLastMs: 3_000,
+  /** Numbers kept free for what a session's old node gives it while it moves. */
+  seqsPerMove: 1_000_000_000,
   /** Delayed messages (`$delayed/...`) waiting in one cluster. */
   delayedMessagesMax: 100_000,
   /** How often a share group's message is picked for a member that turns out to have left. */
   groupPicksMax: 16,
-  /** Distinct publishers remembered by one share group for `round_robin`. */
-  roundRobinPublishersMax: 1_024,
+  /** Distinct publishers remembered by one share group, for `round_robin` and `sticky`. */
+  groupPublishersMax: 1_024,
 } as const;
+
+/** How long to wait after an attempt that failed; the first is 1. */
+export function retryDelayMs(attempt: number): number {
+  return Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** (attempt - 1));
+}

@@ -19,6 +19,7 @@
  * Pure: `now` comes in as ms since the epoch, and what is to be written is asked for by `checkpoint`.
  */
 import { isExpired, messageBytes, type Message, type QoS } from "./message.ts";
+import { Fifo } from "./fifo.ts";
 import { limits } from "./limits.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";
 
@@ -85,6 +86,8 @@ export interface Receipt {
   readonly packetId: number;
   readonly qos: 1 | 2;
   readonly messageId: string;
+  /** Of the payload, of QoS 2. */
+  readonly digest: number;
   /** undefined until the cluster has answered. */
   reasonCode: number | undefined;
 }
@@ -102,10 +105,10 @@ export interface Checkpoint {
   /** Every message up to here was sent; of those only the ones in `inflight` are unacknowledged. */
   readonly sentUpTo: number;
   readonly nextPacketId: number;
-  readonly inflight: readonly (readonly [packetId: number, seq: number, state: "publish" | "pubrel"])[];
+  readonly inflight: readonly Pick<Inflight, "packetId" | "seq" | "state">[];
   /** Packet ids of the window that the open connection has not got again yet. */
   readonly unsent: readonly number[];
-  readonly receiving: readonly (readonly [packetId: number, messageId: string])[];
+  readonly receiving?: readonly Pick<Receipt, "packetId" | "messageId" | "digest">[];
   readonly received: readonly number[];
   readonly retainedReads: readonly RetainedRead[];
 }
@@ -132,6 +135,8 @@ export class Session {
   expiresAt = 0;
   willAt = 0;
   will: Will | undefined;
+  /** SUBSCRIBEs that the cluster has not answered: what they ask for is not on disk yet. */
+  subscribing = 0;
   /** Its messages are still coming from another node: none on disk may be given up. */
   adopting = false;
   readonly #subscriptions = new Map<string, Subscription>();
@@ -147,7 +152,7 @@ export class Session {
   #nextSeq = 1;
   #sentUpTo = 0;
   #nextPacketId = 1;
-  readonly #queue: Queued[] = [];
+  readonly #queue = new Fifo<Queued>();
   #queueBytes = 0;
   readonly #inflight = new Map<number, Inflight>();
   #unacknowledged = 0;
@@ -156,7 +161,7 @@ export class Session {
   #window = 0;
   readonly #receiving = new Map<number, Receipt>();
   /** Message ids of an earlier life: their packets were not answered, and are to come again. */
-  readonly #receivingBefore = new Map<number, string>();
+  readonly #receivingBefore = new Map<number, Pick<Receipt, "packetId" | "messageId" | "digest">>();
   readonly #received = new Set<number>();
 
   constructor(id: number, clientId: string) {
@@ -186,7 +191,8 @@ export class Session {
 
   /** Nothing of it is in memory alone. */
   get atRest(): boolean {
-    return !this.connected && !this.dirty && !this.adopting && this.#receiving.size === 0;
+    const isIdle = this.subscribing === 0 && this.#receiving.size === 0 && !this.adopting;
+    return isIdle && !this.connected && !this.dirty;
   }
 
   /** A session that outlives its connection: what it was promised is on disk. */
@@ -266,11 +272,9 @@ export class Session {
   enqueue(delivery: Delivery, queueLengthMax: number): { seq: number; dropped: number[] } {
     const bytes = messageBytes(delivery.message);
     const dropped: number[] = [];
-    while (
-      this.#queue.length > 0 &&
-      (this.#queue.length >= queueLengthMax || this.#queueBytes + bytes > limits.mqueueBytesMax)
-    ) {
-      const oldest = this.#queue.shift()!;
+    for (let oldest = this.#queue.first; oldest; oldest = this.#queue.first) {
+      if (this.#queue.length < queueLengthMax && this.#queueBytes + bytes <= limits.mqueueBytesMax) break;
+      this.#queue.shift();
       this.#queueBytes -= oldest.bytes;
       dropped.push(oldest.seq);
     }
@@ -288,7 +292,7 @@ export class Session {
 
   /** The last message taken in is on disk: the queue forgets it until its turn, unless that is soon. */
   written(seq: number): void {
-    const entry = this.#queue.at(-1);
+    const entry = this.#queue.last;
     if (entry?.seq !== seq) return;
     entry.written = true;
     if (!this.connected || this.queueIsLong) entry.delivery = undefined;
@@ -318,8 +322,8 @@ export class Session {
       const again = this.#nextToResend(load);
       if (again || this.#unsent > 0) return again;
     }
-    while (this.#queue.length > 0 && this.#unacknowledged < this.#window) {
-      const entry = this.#queue.shift()!;
+    for (let entry = this.#queue.first; entry && this.#unacknowledged < this.#window; entry = this.#queue.first) {
+      this.#queue.shift();
       this.#queueBytes -= entry.bytes;
       this.#sentUpTo = entry.seq;
       this.changed();
@@ -390,29 +394,32 @@ export class Session {
    * @returns a fresh receipt with `isNew`, or the one that is already on its way; `full` at max_awaiting_rel.
    */
   receive(
-    { packetId, dup }: { readonly packetId: number; readonly dup: boolean },
+    { packetId, payload }: { readonly packetId: number; readonly payload: Uint8Array },
     newMessageId: string,
     awaitingRelMax: number,
   ): { receipt: Receipt; isNew: boolean } | "full" {
     const under = this.#receiving.get(packetId);
     if (under) return { receipt: under, isNew: false };
     if (this.#received.has(packetId))
-      return { receipt: { packetId, qos: 2, messageId: "", reasonCode: 0 }, isNew: false };
-    // Without DUP it is another message, of a client that has forgotten the first.
-    const before = dup ? this.#receivingBefore.get(packetId) : undefined;
+      return { receipt: { packetId, qos: 2, messageId: "", digest: 0, reasonCode: 0 }, isNew: false };
+    // DUP does not tell: some clients send again without it. Another payload is of a client that has forgotten the first.
+    const digest = digestOf(payload);
+    const before = this.#receivingBefore.get(packetId);
+    const messageId = before?.digest === digest ? before.messageId : newMessageId;
     this.#receivingBefore.delete(packetId);
     if (this.awaitingRelCount >= awaitingRelMax) return "full";
-    const receipt: Receipt = { packetId, qos: 2, messageId: before ?? newMessageId, reasonCode: undefined };
+    const receipt: Receipt = { packetId, qos: 2, messageId, digest, reasonCode: undefined };
     this.#receiving.set(packetId, receipt);
     this.#qos2Changed();
     return { receipt, isNew: true };
   }
 
   /** The cluster has answered: the id is held until PUBREL, or free again when the message was refused. */
-  handleReceived(receipt: Receipt): void {
+  handleReceived(receipt: Receipt, reasonCode: number): void {
+    receipt.reasonCode = reasonCode;
     if (receipt.qos !== 2 || this.#receiving.get(receipt.packetId) !== receipt) return;
     this.#receiving.delete(receipt.packetId);
-    if (receipt.reasonCode! < 0x80) this.#received.add(receipt.packetId);
+    if (reasonCode < 0x80) this.#received.add(receipt.packetId);
     this.#qos2Changed();
   }
 
@@ -440,12 +447,11 @@ export class Session {
       nextSeq: this.#nextSeq,
       sentUpTo: this.#sentUpTo,
       nextPacketId: this.#nextPacketId,
-      inflight: [...this.#inflight.values()].map((entry) => [entry.packetId, entry.seq, entry.state]),
+      inflight: [...this.#inflight.values()].map(({ packetId, seq, state }) => ({ packetId, seq, state })),
       unsent: [...this.#inflight.values()].filter((entry) => !entry.sent).map((entry) => entry.packetId),
-      receiving: [
-        ...this.#receivingBefore,
-        ...[...this.#receiving.values()].map((receipt) => [receipt.packetId, receipt.messageId] as const),
-      ],
+      receiving: [...this.#receivingBefore.values(), ...this.#receiving.values()].map(
+        ({ packetId, messageId, digest }) => ({ packetId, messageId, digest }),
+      ),
       received: [...this.#received],
       retainedReads: this.retainedReads,
     };
@@ -454,7 +460,7 @@ export class Session {
   /** The numbers below which nothing on disk is needed any more. */
   get lowestSeq(): number {
     if (this.adopting) return 0;
-    let lowest = this.#queue[0]?.seq ?? this.#nextSeq;
+    let lowest = this.#queue.first?.seq ?? this.#nextSeq;
     for (const entry of this.#inflight.values()) lowest = Math.min(lowest, entry.seq);
     return lowest;
   }
@@ -466,9 +472,9 @@ export class Session {
     this.#nextPacketId = checkpoint.nextPacketId;
     this.retainedReads = [...checkpoint.retainedReads];
     for (const packetId of checkpoint.received) this.#received.add(packetId);
-    for (const [packetId, messageId] of checkpoint.receiving) this.#receivingBefore.set(packetId, messageId);
+    for (const before of checkpoint.receiving ?? []) this.#receivingBefore.set(before.packetId, before);
     for (const packetId of checkpoint.unsent) this.#unsentInSleep.add(packetId);
-    const inflight = new Map(checkpoint.inflight.map((entry) => [entry[1], entry]));
+    const inflight = new Set(checkpoint.inflight.map(({ seq }) => seq));
     const qosOf = new Map<number, QoS>();
     for (const { seq, bytes, qos, shared } of stored) {
       this.#nextSeq = Math.max(this.#nextSeq, seq + 1);
@@ -477,7 +483,7 @@ export class Session {
       this.#queue.push({ seq, bytes, shared, delivery: undefined, written: true });
       this.#queueBytes += bytes;
     }
-    for (const [packetId, seq, state] of checkpoint.inflight) {
+    for (const { packetId, seq, state } of checkpoint.inflight) {
       const qos = state === "pubrel" ? 2 : (qosOf.get(seq) ?? 1);
       this.#inflight.set(packetId, { packetId, seq, qos, state, delivery: undefined, written: true, sent: false });
     }
@@ -543,4 +549,11 @@ export class Session {
     this.#nextPacketId = (packetId % 65_535) + 1;
     return packetId;
   }
+}
+
+/** FNV-1a, 32 bits: tells a repeated payload from another one. */
+function digestOf(payload: Uint8Array): number {
+  let hash = 0x811c9dc5;
+  for (const byte of payload) hash = Math.imul(hash ^ byte, 0x01000193);
+  return hash >>> 0;
 }

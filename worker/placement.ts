@@ -1,12 +1,6 @@
 import type { Settings } from "../cluster/config.ts";
 import { isMember, locationOf, parseNodeName, type NodeName } from "../cluster/name.ts";
-import {
-  locationHints,
-  locationOfConnection,
-  slots,
-  type ConnectionRegion,
-  type LocationHint,
-} from "../cluster/placement.ts";
+import { locationHints, locationOfConnection, slots, type ConnectionRegion } from "../cluster/placement.ts";
 
 /**
  * Hands the upgrade to a node: the one asked for, or the first of the client's region that is not full. The slots are
@@ -46,6 +40,6 @@ function faultOf(node: string, clusterName: string): string | undefined {
 
 /** The location hint counts when the object is made, and never after. */
 function nodeAt(env: Env, node: NodeName) {
-  const hint = locationHints.find((location) => location === locationOf(node)) as LocationHint | undefined;
-  return env.NODE.getByName(node, hint === undefined ? {} : { locationHint: hint as DurableObjectLocationHint });
+  const hint = locationHints.find((location) => location === locationOf(node));
+  return env.NODE.getByName(node, hint === undefined ? {} : { locationHint: hint });
 }

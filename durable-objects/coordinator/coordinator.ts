@@ -2,7 +2,7 @@ import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
-import type { Claim, CoordinatorRpc, NodeRpc, RetainedPage } from "../rpc.ts";
+import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
 import { Core } from "./core.ts";
 
 /** A core of the cluster, named `name@host`: alarm, storage and RPC for the Core that decides. */
@@ -17,7 +17,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     this.#alarm = new Alarm(ctx.storage);
     this.#core = new Core(name, readSettings(env), {
       sql: ctx.storage.sql,
-      nodeAt: (node: NodeName) => env.NODE.getByName(node) as unknown as NodeRpc,
+      nodeAt: (node: NodeName) => env.NODE.getByName(node),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
   }

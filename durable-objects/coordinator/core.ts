@@ -154,13 +154,13 @@ export class Core {
 
   #publish(node: NodeName, record: PublishRecord, answer: Answer, index: number): void {
     const { message, bytes, delaySeconds, only } = record;
-    this.metrics.add("messages.publish");
     if (delaySeconds > 0) {
       answer.codes[index] = this.#delay(bytes, delaySeconds);
       return;
     }
+    this.metrics.add("messages.publish");
     if (message.retain && only === "" && !this.store.retain(message, bytes)) {
-      this.metrics.add("messages.dropped");
+      this.metrics.add("messages.dropped.quota");
       answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
     }
@@ -175,7 +175,7 @@ export class Core {
       }
     });
     if (targets.size === 0 && groups.length === 0) {
-      this.metrics.add("messages.dropped");
+      this.metrics.add("messages.dropped.no_subscribers");
       answer.codes[index] = ReasonCode.NoMatchingSubscribers;
     }
     for (const [target, matched] of targets) this.#forward(target, matched, routed, () => {});
@@ -205,7 +205,10 @@ export class Core {
     }
     answer.await();
     outbox.add(record, (reasonCode) => {
-      if (reasonCode === undefined) answer.codes[index] = ReasonCode.UnspecifiedError;
+      if (reasonCode === undefined) {
+        this.metrics.add("messages.dropped.unreachable");
+        answer.codes[index] = ReasonCode.UnspecifiedError;
+      }
       if (reasonCode === ReasonCode.NoMatchingSubscribers) handleNobody();
       answer.settle();
     });
@@ -231,7 +234,7 @@ export class Core {
           const stub = this.host.nodeAt(node);
           return (batch) => stub.forward(batch);
         },
-        (count) => this.metrics.add("messages.dropped.outbox_full", count),
+        (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
       );
       this.#outboxes.set(node, outbox);
     }
@@ -285,7 +288,7 @@ export class Core {
 
   #delay(bytes: Uint8Array, delaySeconds: number): ReasonCode {
     if (this.store.delayedCount() >= limits.delayedMessagesMax) {
-      this.metrics.add("messages.dropped");
+      this.metrics.add("messages.dropped.quota");
       return ReasonCode.QuotaExceeded;
     }
     const dueAt = Date.now() + delaySeconds * 1000;

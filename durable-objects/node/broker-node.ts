@@ -2,9 +2,8 @@ import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
-import type { CoordinatorRpc, NodeRpc, NodeStats, TakenOver } from "../rpc.ts";
+import type { NodeRpc, NodeStats, StoredDelivery, TakenOver } from "../rpc.ts";
 import { Broker } from "./broker.ts";
-import type { StoredDelivery } from "./session-store.ts";
 
 /** Subprotocol header of an upgrade, set by the worker to the one to echo. */
 const subprotocolHeader = "Sec-WebSocket-Protocol";
@@ -24,8 +23,8 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     this.#broker = new Broker(name, settings, {
       sql: ctx.storage.sql,
       sockets: ctx.getWebSockets(),
-      core: () => env.COORDINATOR.getByName(core!) as unknown as CoordinatorRpc,
-      nodeAt: (node: NodeName) => env.NODE.getByName(node) as unknown as NodeRpc,
+      core: () => env.COORDINATOR.getByName(core),
+      nodeAt: (node: NodeName) => env.NODE.getByName(node),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
   }
@@ -70,6 +69,10 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
     return this.#broker.claims.takeOver(clientId, epoch, resume);
+  }
+
+  async takeOverKnown(clientId: string, epoch: number): Promise<string[]> {
+    return this.#broker.claims.takeOverKnown(clientId, epoch);
   }
 
   async takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]> {

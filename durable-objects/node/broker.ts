@@ -36,9 +36,8 @@ import { Authenticator } from "./authenticator.ts";
 import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
-import { DispatchedStore } from "./dispatched-store.ts";
 import { RetainedReader } from "./retained-reader.ts";
-import { SessionStore } from "./session-store.ts";
+import { deliveryKey, SessionStore } from "./session-store.ts";
 import { Sessions } from "./sessions.ts";
 
 /** What the Durable Object gives. */
@@ -68,11 +67,13 @@ export class Broker {
   /** The socket of each connected session; its Connection is made when something happens to it. */
   readonly #sockets = new Map<number, WebSocket>();
   readonly #connections = new Map<WebSocket, Connection>();
+  /** Those that no session is on yet. */
+  readonly #unbound = new Set<Connection>();
   readonly #toFlush = new Set<Connection>();
   #turnEnds = false;
   readonly #touchedConnections = new Set<Connection>();
-  readonly #dispatched: DispatchedStore;
   readonly #authenticator: Authenticator;
+  readonly #hasUsers: boolean;
   readonly #authorizesDeliveries: boolean;
 
   constructor(name: NodeName, settings: Settings, host: BrokerHost) {
@@ -82,12 +83,12 @@ export class Broker {
     this.store = new SessionStore(host.sql);
     this.core = new CoreLink(name, host.core, {
       beforeSend: () => this.sessions.saveUrgent(),
-      countDropped: (count) => this.metrics.add("messages.dropped.outbox_full", count),
+      countDropped: (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
     });
     this.sessions = new Sessions(this);
     this.claims = new Claims(this);
     this.retained = new RetainedReader(this);
-    this.#dispatched = new DispatchedStore(host.sql);
+    this.#hasUsers = Object.keys(settings.authentication).length > 0;
     this.#authenticator = new Authenticator(settings.authentication);
     this.#authorizesDeliveries = hasReadDenials(settings.authorization);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
@@ -118,16 +119,15 @@ export class Broker {
 
   // ---- sockets ----------------------------------------------------------------------------------------------------
 
-  /** Sleeping sessions have a socket only, clients that have not said CONNECT a connection only. */
+  /** Of sessions, asleep or not, and of clients that have not said CONNECT. */
   get connectionCount(): number {
-    let unbound = 0;
-    for (const connection of this.#connections.values()) if (!connection.session) unbound++;
-    return this.#sockets.size + unbound;
+    return this.#sockets.size + this.#unbound.size;
   }
 
   accept(socket: WebSocket): void {
     const connection = new Connection(socket, this, Date.now());
     this.#connections.set(socket, connection);
+    this.#unbound.add(connection);
     connection.expectConnect();
   }
 
@@ -152,6 +152,7 @@ export class Broker {
   /** A session is on this socket from now on. */
   bind(session: Session, connection: Connection): void {
     this.#sockets.set(session.id, connection.socket);
+    this.#unbound.delete(connection);
     connection.session = session;
     connection.attach();
     const { keepAlive } = connection.facts!;
@@ -166,6 +167,7 @@ export class Broker {
     connection.channel.handleClosed();
     this.#touchedConnections.delete(connection);
     this.#toFlush.delete(connection);
+    this.#unbound.delete(connection);
     connection.socket.serializeAttachment(null);
     const { session } = connection;
     if (!session || this.#sockets.get(session.id) !== connection.socket) return;
@@ -190,12 +192,8 @@ export class Broker {
   #endTurn(): void {
     this.#turnEnds = false;
     this.sessions.saveUrgent();
-    for (const connection of this.#toFlush) {
-      this.#touchedConnections.add(connection);
-      connection.flush();
-    }
+    for (const connection of this.#toFlush) connection.flush();
     this.#toFlush.clear();
-    this.sessions.saveSoon();
   }
 
   touch(session: Session): void {
@@ -228,9 +226,9 @@ export class Broker {
       connection.channel.handleAuthenticated(reasonCode);
       connection.perform();
     };
-    const { allow_anonymous: isOpen, authentication } = this.settings;
+    const { allow_anonymous: isOpen } = this.settings;
     // With no users at all on an open broker, a user name is only a name.
-    const isNameOnly = username === undefined || Object.keys(authentication).length === 0;
+    const isNameOnly = username === undefined || !this.#hasUsers;
     if (isOpen && isNameOnly) return decide(ReasonCode.Success);
     if (username === undefined) return decide(ReasonCode.NotAuthorized);
     this.#authenticator.verify(username, password).then(decide, (error: unknown) => connection.fail(error));
@@ -238,7 +236,7 @@ export class Broker {
 
   open(connection: Connection, request: OpenRequest): void {
     this.claims.open(connection, request).catch((error: unknown) => {
-      console.error(`${request.clientId} could not be opened: ${String(error)}`);
+      console.error(`${request.facts.clientId} could not be opened: ${String(error)}`);
       connection.fail(new MqttError(ReasonCode.ServerUnavailable, "the cluster does not answer"));
     });
   }
@@ -267,16 +265,17 @@ export class Broker {
     this.touch(session);
   }
 
-  /** What a share group's member has left, for another one: a message of its own, as nodes know those dispatched. */
+  /** What a share group's member has left, for another one: a message of its own, as sessions know those they were given. */
   passOn({ message, shared }: Delivery): void {
     if (shared !== undefined) this.publishOwn({ ...message, id: this.channelContext.messageId() }, shared);
   }
 
   /** A message that no client waits for; with `only` for this `$share/group/filter` alone. */
   publishOwn(message: Message, only: string, delaySeconds = 0): void {
+    if (this.core.outbox.full) return this.metrics.add("messages.dropped.outbox_full");
     const record = publishRecord(this.#writer, { message, delaySeconds, only });
     this.core.outbox.add(record, (reasonCode) => {
-      if (reasonCode === undefined || reasonCode >= 0x80) this.metrics.add("messages.dropped");
+      if (reasonCode === undefined) this.metrics.add("messages.dropped.unreachable");
     });
   }
 
@@ -309,8 +308,12 @@ export class Broker {
       this.#changeRoute(change, (reasonCode) => {
         if (reasonCode === undefined) failed.add(change.key);
       });
+    session.subscribing++;
     this.core.outbox.add(fenceRecord(), (reasonCode) => {
+      session.subscribing--;
       if (!this.sessions.has(session)) return;
+      // The client has left meanwhile: the session is to be saved and let go.
+      if (!session.connected) session.changed();
       for (const { index, subscription, isNew } of wanted) {
         const current = session.subscriptions.get(subscription.filter);
         if (current && this.retained.wants(subscription, isNew))
@@ -375,16 +378,16 @@ export class Broker {
 
   #dispatchOne({ message: received, matched }: Extract<Forwarded, { kind: "forward" }>, now: number): ReasonCode {
     const message = received.qos === 0 ? received : detached(received);
-    const left = matched.filter(({ key }) => !this.table.has(key)).map(({ key }) => key);
-    // Its last subscriber left while the message was under way, or a crash left the route at the core.
-    for (const key of left) this.changeRoutes([{ kind: "remove", key }]);
-    if (left.some((key) => parseShared(key).group !== undefined)) return ReasonCode.NoMatchingSubscribers;
-    const group = matched.find(({ key }) => parseShared(key).group !== undefined)?.key ?? "";
-    if (message.qos === 2 && !this.#dispatched.add(message, group, now)) return ReasonCode.Success;
+    for (const { key } of matched) {
+      if (this.table.has(key)) continue;
+      // Its last subscriber left while the message was under way, or a crash left the route at the core.
+      this.changeRoutes([{ kind: "remove", key }]);
+      if (parseShared(key).group !== undefined) return ReasonCode.NoMatchingSubscribers;
+    }
     const forms = new PublishForms(message, now);
     this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
       try {
-        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, forms);
+        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, now, forms);
       } catch (error) {
         // One session's failure is not the others' (G5).
         this.metrics.add("delivery.dropped");
@@ -394,17 +397,20 @@ export class Broker {
     return ReasonCode.Success;
   }
 
-  deliver(sessionId: number, delivery: Delivery, forms?: PublishForms): void {
+  /** @param forms the message's encodings, shared with its other subscribers. */
+  deliver(sessionId: number, delivery: Delivery, now: number, forms = new PublishForms(delivery.message, now)): void {
     const connection = this.connectionOf(sessionId);
     if (this.#authorizesDeliveries && !this.#mayReceive(sessionId, delivery.message.topic))
-      return this.metrics.add("messages.dropped.not_authorized");
+      return this.metrics.add("delivery.dropped.not_authorized");
     if (delivery.qos === 0) {
-      if (!connection?.session) return this.metrics.add("delivery.dropped.offline_qos0");
-      connection.sendPublish(delivery, 0, false, forms ?? new PublishForms(delivery.message, Date.now()));
+      if (!connection?.session) return this.metrics.add("delivery.dropped.qos0_msg");
+      connection.sendPublish(delivery, 0, false, forms);
       return;
     }
     const session = this.sessions.byId(sessionId);
     if (!session) return;
+    const isRepeatable = delivery.qos === 2 && !delivery.retain && session.durable;
+    if (isRepeatable && !this.store.addKnown(sessionId, deliveryKey(delivery), now)) return;
     const { seq, dropped } = session.enqueue(delivery, this.settings.mqtt.max_mqueue_len);
     if (session.durable || session.queueIsLong) {
       this.store.putDelivery(session.id, seq, delivery);
@@ -414,7 +420,7 @@ export class Broker {
       this.metrics.add("delivery.dropped.queue_full", dropped.length);
       this.store.deleteDeliveries(session.id, dropped);
     }
-    if (connection) connection.pump(Date.now());
+    if (connection) connection.pump(now, forms);
     else this.touch(session);
   }
 

@@ -13,11 +13,19 @@ import type { NodeName } from "../../cluster/name.ts";
 import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import type { Session } from "../../mqtt/session.ts";
-import { fenceRecord, openedRecord, type Claim, type MovedSession, type TakenOver } from "../rpc.ts";
+import { atNoTime, type Session } from "../../mqtt/session.ts";
+import {
+  fenceRecord,
+  openedRecord,
+  rpcVersion,
+  type Claim,
+  type MovedSession,
+  type StoredDelivery,
+  type TakenOver,
+} from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
-import { deliveryKey, readDelivery, type StoredDelivery } from "./session-store.ts";
+import { deliveryKey, readDelivery } from "./session-store.ts";
 import { takenOver, type Sessions } from "./sessions.ts";
 
 /** A connection on its way to its session. */
@@ -48,7 +56,7 @@ export class Claims {
   }
 
   async open(connection: Connection, request: OpenRequest): Promise<void> {
-    const { clientId } = request;
+    const { clientId } = request.facts;
     if (!this.#sessions.byClientId(clientId) && this.#broker.store.count() >= limits.sessionsPerNodeMax)
       return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
     const before = this.#openings.get(clientId);
@@ -71,7 +79,8 @@ export class Claims {
   async #open(opening: Opening, request: OpenRequest): Promise<void> {
     const broker = this.#broker;
     const { connection } = opening;
-    const { clientId } = request;
+    const { facts } = request;
+    const { clientId, username } = facts;
     const claim = await opening.claim;
     if (!claim) return;
     const { epoch, holders } = claim;
@@ -93,8 +102,7 @@ export class Claims {
     if (opening.superseded) return connection.fail(takenOver());
     const existing = this.#sessions.byClientId(clientId);
     if (existing) this.#sessions.closeConnection(existing);
-    const username = connection.facts?.username;
-    const session = this.#resumeOrCreate(request, username);
+    const session = this.#resumeOrCreate(request);
     session.epoch = epoch;
     if (connection.closed) {
       // The client left while its session was sought: what there is stays, as after any lost connection.
@@ -102,7 +110,6 @@ export class Claims {
       else this.#sessions.end(session);
       return;
     }
-    const facts = connection.facts!;
     const sessionPresent = session.detached;
     broker.metrics.add("client.connected");
     broker.metrics.add(sessionPresent ? "session.resumed" : "session.created");
@@ -122,7 +129,7 @@ export class Claims {
   }
 
   /** The session to go on with. One that was there before has been detached, and so has a deadline. */
-  #resumeOrCreate({ clientId, cleanStart }: OpenRequest, username: string | undefined): Session {
+  #resumeOrCreate({ facts: { clientId, username }, cleanStart }: OpenRequest): Session {
     const existing = this.#sessions.byClientId(clientId);
     if (existing) {
       const { will, ended } = existing.due(Date.now());
@@ -165,6 +172,7 @@ export class Claims {
     return {
       kind: "session",
       session: {
+        version: rpcVersion,
         epoch: session.epoch,
         expiryInterval: session.expiryInterval,
         username: session.username,
@@ -172,6 +180,11 @@ export class Claims {
         checkpoint: session.checkpoint(),
       },
     };
+  }
+
+  takeOverKnown(clientId: string, epoch: number): string[] {
+    const session = this.#sessions.byClientId(clientId);
+    return !session || session.epoch > epoch ? [] : this.#broker.store.knownKeys(session.id);
   }
 
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): StoredDelivery[] {
@@ -195,10 +208,12 @@ export class Claims {
    * @returns the number of the last message that the previous node gave.
    */
   async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<number> {
+    if (moved.version !== rpcVersion)
+      throw new Error(`${previous} gives sessions of version ${moved.version}, ${rpcVersion} is taken here`);
     const broker = this.#broker;
     const old = this.#sessions.byClientId(clientId);
     if (old) this.#sessions.forget(old);
-    const arrivalsFrom = moved.checkpoint.nextSeq + broker.settings.mqtt.max_mqueue_len * 1000;
+    const arrivalsFrom = moved.checkpoint.nextSeq + limits.seqsPerMove;
     const session = this.#sessions.create(clientId);
     session.expiryInterval = moved.expiryInterval;
     session.username = moved.username;
@@ -231,18 +246,25 @@ export class Claims {
     await this.#fence();
     await broker.core.settled(previous);
     const node = broker.host.nodeAt(previous);
-    const ids = new Set<string>();
+    // Before the messages: what is known later is in a page, or comes here by the new route.
+    const known = await node.takeOverKnown(clientId, epoch);
+    const given = new Set<string>();
     let afterSeq = 0;
     for (;;) {
       const page = await node.takeOverMessages(clientId, epoch, afterSeq);
       if (page.length === 0) break;
-      for (const stored of page) ids.add(broker.store.putStored(session.id, stored));
+      for (const stored of page) given.add(broker.store.putStored(session.id, stored));
       afterSeq = page.at(-1)!.seq;
     }
+    // All that came to both nodes has come here too when what was routed by now is here.
+    await broker.core.settled(broker.name);
+    const now = Date.now();
+    for (const key of known) if (!broker.store.addKnown(session.id, key, now)) given.add(key);
     for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
-      if (ids.has(deliveryKey(readDelivery(delivery)))) broker.store.deleteDeliveries(session.id, [seq]);
+      if (given.has(deliveryKey(readDelivery(delivery)))) broker.store.deleteDeliveries(session.id, [seq]);
     for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
     broker.store.insert(session);
+    if (session.expiresAt !== atNoTime) broker.host.ringAt(session.expiresAt);
     this.#sessions.unload(session); // to be loaded anew, with all its messages
     return afterSeq;
   }

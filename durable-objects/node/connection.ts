@@ -39,7 +39,9 @@ export class Connection {
   readonly #broker: Broker;
   readonly #framer: Framer;
   readonly #aliasesOut = new Map<string, number>();
-  /** Packets that wait, in order, and the bytes that came while any did. */
+  #isProcessing = false;
+  #connectingBytes = 0;
+  /** Packets that wait, in order. */
   readonly #held = new Fifo<Uint8Array>();
   #heldBytes = 0;
   #frame: Uint8Array[] = [];
@@ -85,11 +87,12 @@ export class Connection {
     this.lastSeen = now;
     if (typeof data === "string") return this.fail(new MqttError(ReasonCode.ProtocolError, "a text frame came")); // [MQTT-6.0.0-1]
     this.#broker.metrics.add("bytes.received", data.byteLength);
-    if (this.channel.stateName === "connecting" || this.#held.length > 0) {
-      this.#heldBytes += data.byteLength;
-      if (this.#heldBytes > limits.heldBytesMax)
-        return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came without waiting for answers"));
-    } else this.#heldBytes = 0;
+    if (this.channel.stateName === "connecting") {
+      this.#connectingBytes += data.byteLength;
+      const bytesMax = this.#broker.settings.mqtt.max_packet_size + limits.connectingBytesMax;
+      if (this.#connectingBytes > bytesMax)
+        return this.fail(new MqttError(ReasonCode.QuotaExceeded, "too much came before CONNECT was answered"));
+    }
     if (this.session) this.#broker.touchConnection(this);
     this.#framer.push(new Uint8Array(data));
     this.process(now);
@@ -97,6 +100,9 @@ export class Connection {
 
   /** Handles what packets are there, as far as none has to wait. */
   process(now: number): void {
+    // A publish that is answered at once comes here again, from within.
+    if (this.#isProcessing) return;
+    this.#isProcessing = true;
     try {
       this.#handleHeld(now);
       while (this.channel.stateName === "idle" || this.channel.stateName === "connected") {
@@ -104,13 +110,15 @@ export class Connection {
         if (!packet) break;
         this.#unfinishedSince = 0;
         this.#broker.metrics.add("packets.received");
-        clearTimeout(this.#idleTimer);
-        if (this.#mustWait(packet)) this.#held.push(packet);
+        if (this.#idleTimer !== undefined) this.#stopIdleTimer();
+        if (this.#mustWait(packet)) this.#hold(packet);
         else this.#handle(packet, now);
       }
       this.#handleHeld(now);
     } catch (error) {
       return this.fail(error);
+    } finally {
+      this.#isProcessing = false;
     }
     this.#watchUnfinished(now);
   }
@@ -126,6 +134,13 @@ export class Connection {
     return isAcknowledged(packet) && this.#isHoldingBack;
   }
 
+  #hold(packet: Uint8Array): void {
+    this.#heldBytes += packet.length;
+    if (this.#heldBytes > limits.heldBytesMax)
+      throw new MqttError(ReasonCode.QuotaExceeded, "too much came without waiting for acknowledgements");
+    this.#held.push(packet);
+  }
+
   get #isHoldingBack(): boolean {
     return this.channel.holdsBack || this.unansweredBytes >= limits.publishBytesUnansweredMax;
   }
@@ -134,6 +149,7 @@ export class Connection {
     for (let packet = this.#held.first; packet; packet = this.#held.first) {
       if (this.channel.stateName !== "connected" || (isAcknowledged(packet) && this.#isHoldingBack)) return;
       this.#held.shift();
+      this.#heldBytes -= packet.length;
       this.#handle(packet, now);
     }
   }
@@ -184,13 +200,16 @@ export class Connection {
         return broker.unsubscribe(this, effect.packetId, effect.filters);
       case "pump":
         return this.pump(Date.now());
-      case "dropped":
+      case "denied":
         return broker.metrics.add("messages.dropped.not_authorized");
     }
   }
 
-  /** Sends what the session holds as far as the window is open. */
-  pump(now: number): void {
+  /**
+   * Sends what the session holds as far as the window is open.
+   * @param forms the encodings of one of its messages, if there are some
+   */
+  pump(now: number, forms?: PublishForms): void {
     const { session } = this;
     if (!session || this.closed) return;
     const load = (seq: number) => this.#broker.store.loadDelivery(session.id, seq);
@@ -201,8 +220,8 @@ export class Connection {
         continue;
       }
       const { delivery, packetId, dup } = next;
-      if (!this.sendPublish(delivery, packetId, dup, new PublishForms(delivery.message, now)))
-        session.discard(packetId);
+      const own = forms?.message === delivery.message ? forms : new PublishForms(delivery.message, now);
+      if (!this.sendPublish(delivery, packetId, dup, own)) session.discard(packetId);
     }
     this.#broker.retained.read(session);
     this.#broker.touch(session);
@@ -293,11 +312,17 @@ export class Connection {
 
   /** The connection has ended: nothing is waited for any more. */
   stopTimers(): void {
-    clearTimeout(this.#idleTimer);
+    this.#stopIdleTimer();
     this.#stopWatching();
   }
 
+  #stopIdleTimer(): void {
+    clearTimeout(this.#idleTimer);
+    this.#idleTimer = undefined;
+  }
+
   #stopWatching(): void {
+    if (this.#timer === undefined) return;
     clearTimeout(this.#timer);
     this.#timer = undefined;
   }

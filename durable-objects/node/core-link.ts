@@ -3,14 +3,14 @@
  * did first is seen first, and direct calls for what has an answer of its own.
  */
 import type { NodeName } from "../../cluster/name.ts";
-import { limits } from "../../mqtt/limits.ts";
-import { Outbox, type SendBatch } from "../outbox.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
+import { Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
 import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
 
 export interface CoreLinkEvents {
   /** A batch is about to leave: the runtime holds it until what is written now is durable. */
   readonly beforeSend: () => void;
-  readonly countDropped: (count: number) => void;
+  readonly countDropped: CountDropped;
 }
 
 export class CoreLink {
@@ -50,8 +50,8 @@ export class CoreLink {
       try {
         return await call(this.#stub());
       } catch (error) {
-        if (attempt >= limits.batchAttemptsMax) throw error;
-        await scheduler.wait(Math.min(limits.retryLastMs, limits.retryFirstMs * 2 ** attempt));
+        if (attempt >= limits.attemptsMax) throw error;
+        await scheduler.wait(retryDelayMs(attempt));
       }
     }
   }

@@ -58,6 +58,6 @@ export class RetainedReader {
     const subscriptionIds = subscription.subscriptionId === 0 ? [] : [subscription.subscriptionId];
     const qos = Math.min(message.qos, subscription.qos) as QoS;
     // [MQTT-3.3.1-8]
-    this.#broker.deliver(session.id, { message, qos, retain: true, subscriptionIds, shared: undefined });
+    this.#broker.deliver(session.id, { message, qos, retain: true, subscriptionIds, shared: undefined }, Date.now());
   }
 }

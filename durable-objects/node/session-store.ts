@@ -4,14 +4,20 @@
  *   session       one row each: who, when it is due, its checkpoint, and the facts of an open connection
  *   subscription  one row per filter
  *   queue         one row per message that a session has not acknowledged, by rising `seq`
+ *   known         one row per QoS 2 message that a durable session has been given, acknowledged or not, for some time:
+ *                 a batch whose answer was lost comes again, and so does what a publisher was not answered before a crash
  *
  * A checkpoint may be older than the queue: rows up to its `sentUpTo` count only when it names them as inflight, rows
  * beyond it are queued. So a message is written once when it comes and deleted some time after its acknowledgement, and
  * acknowledgements cost no row of their own.
+ *
+ * What is on disk may have been written by an older version: a new field of the checkpoint has a default where it is read.
  */
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { ConnectionFacts } from "../../mqtt/channel.ts";
+import { limits } from "../../mqtt/limits.ts";
 import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
+import type { StoredDelivery } from "../rpc.ts";
 import {
   atNoTime,
   Session,
@@ -21,12 +27,6 @@ import {
   type Subscription,
   type Will,
 } from "../../mqtt/session.ts";
-
-/** A row of the queue, as it moves between nodes. */
-export interface StoredDelivery {
-  readonly seq: number;
-  readonly delivery: Uint8Array;
-}
 
 /** What a connection needs to go on after the object slept. */
 export interface StoredConnection {
@@ -66,6 +66,12 @@ CREATE TABLE IF NOT EXISTS queue (
   delivery BLOB NOT NULL,
   PRIMARY KEY (session, seq)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS known (
+  session INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  PRIMARY KEY (session, key)
+) WITHOUT ROWID;
 `;
 
 type SessionRow = {
@@ -85,6 +91,7 @@ export class SessionStore {
   readonly #sql: SqlStorage;
   readonly #writer = new ByteWriter();
   #count: number | undefined;
+  #forgotAt = 0;
 
   constructor(sql: SqlStorage) {
     this.#sql = sql;
@@ -100,6 +107,7 @@ export class SessionStore {
   clear(id: number): void {
     this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
     this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM known WHERE session = ?", id);
   }
 
   load(clientId: string): Session | undefined {
@@ -192,7 +200,11 @@ export class SessionStore {
   }
 
   dueAt(now: number): number[] {
-    const rows = this.#sql.exec<{ id: number }>("SELECT id FROM session WHERE due_at <= ? LIMIT 1000", now);
+    const rows = this.#sql.exec<{ id: number }>(
+      "SELECT id FROM session WHERE due_at <= ? LIMIT ?",
+      now,
+      limits.pageMessagesMax,
+    );
     return [...rows].map((row) => row.id);
   }
 
@@ -290,6 +302,26 @@ export class SessionStore {
 
   deleteDeliveriesBelow(sessionId: number, seq: number): void {
     this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq < ?", sessionId, seq);
+  }
+
+  /** Whether the delivery is new to the session; it is known from then on. */
+  addKnown(sessionId: number, key: string, now: number): boolean {
+    if (now - this.#forgotAt > limits.knownMs) {
+      this.#forgotAt = now;
+      this.#sql.exec("DELETE FROM known WHERE at < ?", now - limits.knownMs);
+    }
+    const { rowsWritten } = this.#sql.exec("INSERT OR IGNORE INTO known VALUES (?, ?, ?)", sessionId, key, now);
+    return rowsWritten > 0;
+  }
+
+  /** The latest that the session has been given, for a node that takes it over. */
+  knownKeys(sessionId: number): string[] {
+    const rows = this.#sql.exec<{ key: string }>(
+      "SELECT key FROM known WHERE session = ? ORDER BY at DESC LIMIT ?",
+      sessionId,
+      limits.knownMovedMax,
+    );
+    return [...rows].map((row) => row.key);
   }
 
   /** One page of a session's messages by rising seq, at least one if there is any. */

@@ -21,7 +21,7 @@ class Destination {
   readonly outbox: Outbox;
 
   constructor() {
-    this.outbox = new Outbox(this.connect, (count) => (this.dropped += count));
+    this.outbox = new Outbox(this.connect, (_reason, count) => (this.dropped += count));
   }
 
   readonly connect = (): SendBatch => {
@@ -29,13 +29,14 @@ class Destination {
     return (batch) => this.handle(connection, batch);
   };
 
-  handle(connection: number, batch: Uint8Array): Promise<Uint8Array | void> {
-    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array | void>();
+  handle(connection: number, batch: Uint8Array): Promise<Uint8Array> {
+    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
     if (batch[0] !== rpcVersion) throw new Error(`a batch of version ${batch[0]}`);
+    const records = String.fromCharCode(...batch.subarray(1).filter((byte) => byte !== 0));
     this.calls.push({
       connection,
-      records: String.fromCharCode(...batch.subarray(1).filter((byte) => byte !== 0)),
-      answer: (codes) => settle(() => resolve(codes && Uint8Array.from(codes))),
+      records,
+      answer: (codes) => settle(() => resolve(codes ? Uint8Array.from(codes) : new Uint8Array(records.length))),
       fail: () => settle(() => reject(new Error("cut"))),
     });
     return promise;
@@ -126,7 +127,7 @@ describe("batching", () => {
     expect(to.words).toEqual(["1 A", "1 BC", "1 D", "1 E", "1 F"]);
   });
 
-  test("the answer has one code a record; no codes: all is well", async () => {
+  test("the answer has one code a record", async () => {
     for (const letter of "AbC") to.add(letter);
     await turn();
     to.add("D");
@@ -140,7 +141,7 @@ describe("batching", () => {
 
   test("[G5] a waiter that fails does not keep the answer from the others", async () => {
     to.add("A");
-    to.outbox.add(Uint8Array.of(0), () => {
+    to.outbox.add(Uint8Array.of(33), () => {
       throw new Error("one session's trouble");
     });
     to.add("B");
@@ -249,7 +250,7 @@ describe("failure", () => {
     to.add("b");
     await turn();
     const pauses: number[] = [];
-    for (let attempt = 1; attempt < limits.batchAttemptsMax; attempt++) {
+    for (let attempt = 1; attempt < limits.attemptsMax; attempt++) {
       await to.calls.at(-1)!.fail();
       const before = Date.now();
       const { length } = to.calls;
@@ -257,18 +258,18 @@ describe("failure", () => {
       pauses.push(Date.now() - before);
     }
     const first = limits.retryFirstMs;
-    expect(pauses).toEqual([1, 2, 4, 8, 16].map((times) => Math.min(limits.retryLastMs, first * times)));
+    expect(pauses).toEqual([1, 2, 4, 8, 16, 32].map((times) => Math.min(limits.retryLastMs, first * times)));
     await to.calls.at(-1)!.fail();
     expect(to.settled).toEqual(["A undefined"]);
     expect(to.dropped).toBe(1);
     await vi.advanceTimersByTimeAsync(limits.retryLastMs * 2);
-    expect(to.calls).toHaveLength(limits.batchAttemptsMax);
+    expect(to.calls).toHaveLength(limits.attemptsMax);
   });
 
   test("a batch that is given up does not hold up what is behind it", async () => {
     to.add("A");
     await turn();
-    for (let attempt = 1; attempt < limits.batchAttemptsMax; attempt++) {
+    for (let attempt = 1; attempt < limits.attemptsMax; attempt++) {
       await to.calls.at(-1)!.fail();
       await vi.advanceTimersByTimeAsync(limits.retryLastMs);
     }
@@ -292,7 +293,7 @@ describe("failure", () => {
       () => (batch) => {
         calls.push(String.fromCharCode(batch[1]!));
         if (broken) throw new Error("cut");
-        return Promise.resolve();
+        return Promise.resolve(new Uint8Array((batch.length - 1) / large));
       },
       () => {},
     );
@@ -317,7 +318,7 @@ describe("failure", () => {
     const outbox = new Outbox(
       () => {
         if (++attempts === 1) throw new Error("no such object");
-        return () => Promise.resolve();
+        return () => Promise.resolve(Uint8Array.of(0));
       },
       () => {},
     );
@@ -380,15 +381,18 @@ describe("seeded", () => {
           return (batch) => {
             const records: number[] = [];
             for (let at = 1; at < batch.length; at += 4) records.push((batch[at]! << 8) | batch[at + 1]!);
-            const { promise, resolve, reject } = Promise.withResolvers<void>();
+            const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
             const arrives = !isBroken && isUp;
             isBroken ||= !isUp;
             if (arrives) arrivals.push(...records);
-            open.push({ records, end: (fails) => (fails || !arrives ? reject(new Error("cut")) : resolve()) });
+            open.push({
+              records,
+              end: (fails) => (fails || !arrives ? reject(new Error("cut")) : resolve(new Uint8Array(records.length))),
+            });
             return promise;
           };
         },
-        (count) => (dropped += count),
+        (_reason, count) => (dropped += count),
       );
       for (let step = 0; step < 150; step++) {
         const dice = next();

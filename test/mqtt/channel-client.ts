@@ -173,14 +173,14 @@ export class Client {
         return;
       case "pump":
         return this.#pump();
-      case "dropped":
+      case "denied":
         broker.droppedCount++;
     }
   }
 
   #session: Session | undefined;
 
-  opensNow({ clientId, cleanStart, expiryInterval, will }: OpenRequest): void {
+  opensNow({ facts: { clientId }, cleanStart, expiryInterval, will }: OpenRequest): void {
     const { sessions } = this.broker;
     const existing = cleanStart ? undefined : sessions.get(clientId);
     const session = existing ?? new Session(1, clientId);

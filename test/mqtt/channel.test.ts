@@ -176,7 +176,7 @@ describe("CONNECT", () => {
     });
     expect(client.credentials).toMatchObject({ username: "ann" });
     expect(new TextDecoder().decode(client.credentials?.password)).toBe("secret");
-    expect(broker.opened).toMatchObject([{ clientId: "c", cleanStart: false, will: undefined }]);
+    expect(broker.opened).toMatchObject([{ facts: { clientId: "c" }, cleanStart: false, will: undefined }]);
     expect(client.channel.facts).toEqual({
       version: 5,
       clientId: "c",
@@ -222,9 +222,9 @@ describe("CONNECT", () => {
       const client = new Client(5, broker);
       client.sendsBytes(connectWithoutId(5, clean));
       const [connack] = client.receives() as { properties: { assignedClientIdentifier: string } }[];
-      expect(connack?.properties.assignedClientIdentifier).toBe(broker.opened.at(-1)?.clientId);
+      expect(connack?.properties.assignedClientIdentifier).toBe(broker.opened.at(-1)?.facts.clientId);
     }
-    expect(new Set(broker.opened.map(({ clientId }) => clientId)).size).toBe(2);
+    expect(new Set(broker.opened.map(({ facts }) => facts.clientId)).size).toBe(2);
   });
 
   test("[MQTT-3.1.3-7] [MQTT-3.1.3-8] of 3.1.1: no id needs a clean session; 3.1 needs an id", () => {

@@ -40,6 +40,8 @@ function* outgoing(
   for (let next = session.nextToSend(at, load); next; next = session.nextToSend(at, load)) yield next;
 }
 
+const some = Uint8Array.of(1);
+
 describe("sending", () => {
   test("nothing is sent without a connection, and all of it with one", () => {
     const session = durable();
@@ -93,8 +95,8 @@ describe("sending", () => {
         sentUpTo: 2,
         nextPacketId: 65_535,
         inflight: [
-          [1, 1, "pubrel"],
-          [65_535, 2, "pubrel"],
+          { packetId: 1, seq: 1, state: "pubrel" },
+          { packetId: 65_535, seq: 2, state: "pubrel" },
         ],
         receiving: [],
         received: [],
@@ -424,10 +426,9 @@ describe("disk", () => {
       expect(isUrgent()).toBe(false);
       session.handlePubrec(1, 0);
       expect(isUrgent()).toBe(expiryInterval > 0);
-      const received = session.receive({ packetId: 9, dup: false }, "m9", 10);
+      const received = session.receive({ packetId: 9, payload: some }, "m9", 10);
       if (received === "full") throw new Error("full");
-      received.receipt.reasonCode = 0;
-      session.handleReceived(received.receipt);
+      session.handleReceived(received.receipt, 0);
       expect(isUrgent()).toBe(expiryInterval > 0);
       session.handlePubrel(9);
       expect(isUrgent()).toBe(expiryInterval > 0);
@@ -467,15 +468,14 @@ describe("disk", () => {
       subscriptionId: 7,
     };
     session.retainedReads.push({ subscription, after: "a/b" });
-    const received = session.receive({ packetId: 300, dup: false }, "m300", 10);
+    const received = session.receive({ packetId: 300, payload: some }, "m300", 10);
     if (received === "full") throw new Error("full");
-    received.receipt.reasonCode = 0;
-    session.handleReceived(received.receipt);
+    session.handleReceived(received.receipt, 0);
     disk.save(session);
     const restored = disk.restore();
     expect(restored.retainedReads).toEqual([{ subscription, after: "a/b" }]);
     expect([...restored.receivedIds()]).toEqual([300]);
-    expect(restored.receive({ packetId: 300, dup: true }, "other", 10)).toMatchObject({ isNew: false });
+    expect(restored.receive({ packetId: 300, payload: some }, "other", 10)).toMatchObject({ isNew: false });
   });
 
   test("[MQTT-4.4.0-1] after sleep nothing is sent again on the connection that is still open", () => {
@@ -613,8 +613,8 @@ describe("time", () => {
 });
 
 describe("receiving QoS 2", () => {
-  const receive = (session: Session, packetId: number, max = 10, dup = false, messageId = "m") => {
-    const received = session.receive({ packetId, dup }, messageId, max);
+  const receive = (session: Session, packetId: number, max = 10, messageId = "m", payload = some) => {
+    const received = session.receive({ packetId, payload }, messageId, max);
     if (received === "full") throw new Error("full");
     return received;
   };
@@ -624,12 +624,11 @@ describe("receiving QoS 2", () => {
     const first = receive(session, 7);
     expect(first.isNew).toBe(true);
     expect(receive(session, 7)).toEqual({ receipt: first.receipt, isNew: false });
-    first.receipt.reasonCode = 0;
-    session.handleReceived(first.receipt);
+    session.handleReceived(first.receipt, 0);
     session.detach(now);
     session.attach(1);
     expect(receive(session, 7)).toEqual({
-      receipt: { packetId: 7, qos: 2, messageId: "", reasonCode: 0 },
+      receipt: { packetId: 7, qos: 2, messageId: "", digest: 0, reasonCode: 0 },
       isNew: false,
     });
     expect(session.handlePubrel(7)).toBe(true);
@@ -637,24 +636,26 @@ describe("receiving QoS 2", () => {
     expect(receive(session, 7).isNew).toBe(true);
   });
 
-  test("[G1] what comes again after a crash is the same message, and what has another DUP flag another one", () => {
+  test("[G1] what comes again after a crash is the same message, with DUP or not, and another payload another one", () => {
     const disk = new Disk();
     const session = durable();
-    expect(receive(session, 7, 10, false, "first").receipt.messageId).toBe("first");
-    expect(receive(session, 8, 10, false, "second").receipt.messageId).toBe("second");
+    expect(receive(session, 7, 10, "first").receipt.messageId).toBe("first");
+    expect(receive(session, 8, 10, "second").receipt.messageId).toBe("second");
     disk.save(session);
     const restored = disk.restore();
     expect(restored.awaitingRelCount).toBe(2);
-    expect(receive(restored, 7, 10, true, "new")).toMatchObject({ isNew: true, receipt: { messageId: "first" } });
-    expect(receive(restored, 8, 10, false, "new")).toMatchObject({ isNew: true, receipt: { messageId: "new" } });
+    expect(receive(restored, 7, 10, "new")).toMatchObject({ isNew: true, receipt: { messageId: "first" } });
+    expect(receive(restored, 8, 10, "new", Uint8Array.of(2))).toMatchObject({
+      isNew: true,
+      receipt: { messageId: "new" },
+    });
     expect(restored.awaitingRelCount).toBe(2);
   });
 
   test("[MQTT-4.3.3-9] a refused packet id is free again", () => {
     const session = durable();
     const { receipt } = receive(session, 7);
-    receipt.reasonCode = 0x97;
-    session.handleReceived(receipt);
+    session.handleReceived(receipt, 0x97);
     expect([...session.receivedIds()]).toEqual([]);
     expect(session.handlePubrel(7)).toBe(false);
     expect(receive(session, 7).isNew).toBe(true);
@@ -663,10 +664,9 @@ describe("receiving QoS 2", () => {
   test("[G6] no more than max_awaiting_rel ids are held, and a known one is never refused", () => {
     const session = durable();
     const { receipt } = receive(session, 1, 2);
-    receipt.reasonCode = 0;
-    session.handleReceived(receipt);
+    session.handleReceived(receipt, 0);
     receive(session, 2, 2);
-    expect(session.receive({ packetId: 3, dup: false }, "m", 2)).toBe("full");
+    expect(session.receive({ packetId: 3, payload: some }, "m", 2)).toBe("full");
     expect(receive(session, 1, 2).isNew).toBe(false);
     expect(receive(session, 2, 2).isNew).toBe(false);
     session.handlePubrel(1);
@@ -702,8 +702,7 @@ describe("receiving QoS 2", () => {
           case 1: {
             const [receipt] = receiving.splice(pick(receiving.length), 1);
             if (!receipt) break;
-            receipt.reasonCode = 0;
-            session.handleReceived(receipt);
+            session.handleReceived(receipt, 0);
             break;
           }
           case 2: // PUBREC has come: from now on only PUBREL is sent.

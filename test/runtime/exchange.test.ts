@@ -317,12 +317,14 @@ describe("[G1] a QoS 2 message comes once", () => {
     const topic = `once/${node}`;
     const watcher = await converse(other, durable);
     await subscribe(watcher, topic, { qos: 2 });
+    const publisher = { ...durable, clientId: clientIdAt(node) };
     for (let messageId = 1; messageId <= 8; messageId++) {
-      const client = await converse(node, durable);
+      const client = await converse(node, publisher);
       client.send(publish(topic, String(messageId), 2, { messageId }));
       const { messageId: deliveredId } = await watcher.expectMessage(String(messageId));
       await crash(node);
-      const again = await converse(node, durable);
+      const again = await converse(node, publisher);
+      expect(again.connack.sessionPresent).toBe(true);
       // Whether the broker had told of it or not, MQTT wants the client to send it again. [MQTT-4.4.0-1]
       again.send(publish(topic, String(messageId), 2, { messageId, dup: true }));
       await again.expect("pubrec", { messageId });
@@ -338,7 +340,7 @@ describe("[G1] a QoS 2 message comes once", () => {
 
   test("when a core sends a batch again whose answer it did not get, and a QoS 1 message may come twice", async () => {
     const node = newNode();
-    const client = await converse(node);
+    const client = await converse(node, durable);
     await subscribe(client, `again/${node}`, { qos: 2 });
     const batchOf = (qos: 1 | 2, id: string): Uint8Array => {
       const writer = new ByteWriter();
