@@ -1,10 +1,11 @@
 import { cloudflareTest } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 
-// Three ways to run a test, by folder:
+// Four ways to run a test, by folder; `npm test` runs the first three:
 //   pure     in Node: protocol, cluster, command line. Milliseconds.
 //   runtime  inside workerd, next to the Durable Objects: eviction, alarms, storage.
 //   e2e      in Node, real clients against a real broker (`workerd serve`).
+//   chaos    the same, while the broker is killed again and again.
 export default defineConfig({
   test: {
     projects: [
@@ -12,7 +13,7 @@ export default defineConfig({
         test: {
           name: "pure",
           include: ["test/**/*.test.ts"],
-          exclude: ["test/runtime/**", "test/e2e/**"],
+          exclude: ["test/runtime/**", "test/e2e/**", "test/chaos/**"],
         },
       },
       {
@@ -39,6 +40,13 @@ export default defineConfig({
           maxWorkers: 2,
           testTimeout: 30_000,
           hookTimeout: 60_000,
+        },
+      },
+      {
+        test: {
+          name: "chaos",
+          include: ["test/chaos/**/*.test.ts"],
+          globalSetup: ["test/support/bundle.ts"],
         },
       },
     ],

@@ -149,7 +149,7 @@ export function readSettings(env: Readonly<Record<string, unknown>>): Settings {
     cluster: { name: cluster.name, core_nodes: [coreNode] },
     node,
     mqtt: { ...mqtt, server_keepalive: server_keepalive === "disabled" ? undefined : server_keepalive },
-    allow_anonymous: result.output.allow_anonymous ?? (env["LOOPBACK"] === "true" || env["LOOPBACK"] === true),
+    allow_anonymous: result.output.allow_anonymous ?? env["LOOPBACK"] === "true",
     authentication: users,
     authorization,
     origins,

@@ -2,8 +2,8 @@
  * A 32-bit hash of a text: FNV-1a over its UTF-16 code units, then the finalizer of MurmurHash3, which
  * FNV needs for texts that differ in their last character only ("node-1", "node-2").
  *
- * Stable for ever: placements and partitions that are on disk were computed with it, and every node of
- * a cluster must get the same number. Not for secrets: collisions are easily made.
+ * Stable for ever: a client finds its node again by it, and every core of a cluster must draw the same
+ * member. Not for secrets: collisions are easily made.
  */
 export function hash32(text: string): number {
   let hash = 0x811c9dc5;

@@ -4,7 +4,7 @@
  * All properties are read by their types before any is refused for being here, or being here twice:
  * what cannot be parsed is malformed (0x81) wherever in the list it is, and only a list that can be
  * parsed holds a protocol error (0x82).
- * Cost: one pass, no allocation.
+ * Cost: one pass.
  */
 import type { Reader } from "./bytes.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";

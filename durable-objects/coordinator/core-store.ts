@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS delayed (id INTEGER PRIMARY KEY, due_at INTEGER NOT N
 CREATE INDEX IF NOT EXISTS delayed_due ON delayed (due_at);
 `;
 
-/** Behind every topic that starts with the prefix: U+10FFFF is in none. */
+/** Behind every topic that starts with the prefix, but one that goes on with U+10FFFF itself, which is no character. */
 const lastCharacter = "\u{10FFFF}";
 
 export class CoreStore {

@@ -265,7 +265,7 @@ export class Core {
   // ---- registry ---------------------------------------------------------------------------------------------------
 
   /**
-   * Atomic: nothing is awaited. Epochs rise over all clients, also across restarts. Every node that may still hold a
+   * Atomic: nothing is awaited. A client's epochs rise, also across restarts. Every node that may still hold a
    * session is remembered until a claimer says that it has it, so that no failure on the way loses one.
    */
   claim(clientId: string, node: NodeName): Claim {

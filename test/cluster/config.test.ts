@@ -172,7 +172,6 @@ describe("settings", () => {
 
   it("[G9] allow anonymous clients by default on loopback only", () => {
     expect(readSettings({ LOOPBACK: "true" }).allow_anonymous).toBe(true);
-    expect(readSettings({ LOOPBACK: true }).allow_anonymous).toBe(true);
     expect(readSettings({ LOOPBACK: "false" }).allow_anonymous).toBe(false);
     expect(readSettings({ LOOPBACK: "true", allow_anonymous: false }).allow_anonymous).toBe(false);
     expect(readSettings({ allow_anonymous: true }).allow_anonymous).toBe(true);
