@@ -36,7 +36,8 @@ export default defineConfig({
           name: "e2e",
           include: ["test/e2e/**/*.test.ts"],
           globalSetup: ["test/support/bundle.ts"],
-          // The clients mostly wait: more at once than there are spare cores.
+          // After the others; the clients mostly wait, so more files at once than there are spare cores.
+          sequence: { groupOrder: 1 },
           maxWorkers: 2,
           testTimeout: 30_000,
           hookTimeout: 60_000,
