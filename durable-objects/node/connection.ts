@@ -64,7 +64,7 @@ export class Connection {
     return this.channel.facts;
   }
 
-  /** A fresh socket has `idle_timeout` to bring its CONNECT. [MQTT-3.1.4-1] */
+  /** A fresh socket has `idle_timeout` to bring its CONNECT. [MQTT-3.1.4-1] Its TCP connection may end later: workerd's. */
   expectConnect(): void {
     this.#idleTimer = setTimeout(() => {
       this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "no CONNECT came"));
