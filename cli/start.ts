@@ -57,7 +57,11 @@ async function start(stopping: AbortSignal): Promise<RunningBroker> {
   try {
     const bundle = await bundleWorker(directory, stopping);
     const overrides = Object.fromEntries(settingNames(env).map((name) => [name, env[name]]));
-    readSettings({ ...bundle.worker.vars, ...overrides, ...(isLoopback(host) && { LOOPBACK: "true" }) });
+    const loopback = isLoopback(host) && { LOOPBACK: "true" };
+    const settings = readSettings({ ...bundle.worker.vars, ...overrides, ...loopback });
+    if (!settings.allow_anonymous && Object.keys(settings.authentication).length === 0) {
+      console.log(`On ${host} nobody can connect yet: say who may, with TRELLIS_AUTHENTICATION (npm run passwd).`);
+    }
     return await startWorkerd({ bundle, dataDir, host, port, env, output: "inherit" });
   } finally {
     await rm(directory, { recursive: true, force: true });
