@@ -67,6 +67,16 @@ export class Outbox {
     this.#add({ bytes, settled });
   }
 
+  /** Resolves when the record is answered, rejects when it was given up. */
+  addAndWait(bytes: Uint8Array): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.add(bytes, (reasonCode) => {
+        if (reasonCode === undefined) reject(new Error("the destination does not answer"));
+        else resolve();
+      });
+    });
+  }
+
   #add(item: Item): void {
     this.#waiting.push(item);
     this.#waitingBytes += item.bytes.length;

@@ -242,12 +242,7 @@ export class Core {
   }
 
   settled(node: NodeName): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#outboxTo(node).add(forwardFenceRecord(), (reasonCode) => {
-        if (reasonCode === undefined) reject(new Error(`${node} does not answer`));
-        else resolve();
-      });
-    });
+    return this.#outboxTo(node).addAndWait(forwardFenceRecord());
   }
 
   #addRoute(node: NodeName, key: string, members: number): void {

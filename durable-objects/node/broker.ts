@@ -13,7 +13,7 @@ import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
 import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
-import type { ChannelContext, OpenRequest, Wanted } from "../../mqtt/channel.ts";
+import type { ChannelContext, ConnectionFacts, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { detached, type Message } from "../../mqtt/message.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
@@ -150,12 +150,11 @@ export class Broker {
   }
 
   /** A session is on this socket from now on. */
-  bind(session: Session, connection: Connection): void {
+  bind(session: Session, connection: Connection, { keepAlive }: ConnectionFacts): void {
     this.#sockets.set(session.id, connection.socket);
     this.#unbound.delete(connection);
     connection.session = session;
     connection.attach();
-    const { keepAlive } = connection.facts!;
     if (keepAlive > 0) this.host.ringAt(Date.now() + keepAlive * 1500);
   }
 

@@ -117,7 +117,7 @@ export class Claims {
     session.expiryInterval = request.expiryInterval;
     session.will = request.will;
     session.attach(facts.receiveMaximum);
-    broker.bind(session, connection);
+    broker.bind(session, connection, facts);
     broker.changeRoutes(broker.table.setConnected(session.id, session.subscriptions.keys(), true));
     if (sessionPresent) broker.store.save(session);
     else broker.store.insert(session);
@@ -132,8 +132,7 @@ export class Claims {
   #resumeOrCreate({ facts: { clientId, username }, cleanStart }: OpenRequest): Session {
     const existing = this.#sessions.byClientId(clientId);
     if (existing) {
-      const { will, ended } = existing.due(Date.now());
-      if (will) this.#broker.publishWill(clientId, will, Date.now());
+      const ended = this.#sessions.publishDueWill(existing, Date.now());
       // A session is its user's: whoever else has the client id does not get what was meant for them (G9).
       if (!cleanStart && !ended && existing.username === username) return existing; // [MQTT-3.1.2-5]
       this.#sessions.end(existing); // [MQTT-3.1.2-4]
@@ -160,8 +159,7 @@ export class Claims {
     // A transient session has ended with its connection.
     const session = this.#sessions.byClientId(clientId);
     if (!session) return { kind: "none" };
-    const { will, ended } = session.due(Date.now());
-    if (will) this.#broker.publishWill(clientId, will, Date.now());
+    const ended = this.#sessions.publishDueWill(session, Date.now());
     if (!resume || ended) {
       this.#sessions.end(session);
       return { kind: "none" };
@@ -243,7 +241,7 @@ export class Claims {
   ): Promise<number> {
     const broker = this.#broker;
     const { clientId } = session;
-    await this.#fence();
+    await broker.core.outbox.addAndWait(fenceRecord());
     await broker.core.settled(previous);
     const node = broker.host.nodeAt(previous);
     // Before the messages: what is known later is in a page, or comes here by the new route.
@@ -276,15 +274,6 @@ export class Claims {
       () => true,
       () => false,
     );
-  }
-
-  #fence(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#broker.core.outbox.add(fenceRecord(), (reasonCode) => {
-        if (reasonCode === undefined) reject(new Error("the core does not answer"));
-        else resolve();
-      });
-    });
   }
 }
 

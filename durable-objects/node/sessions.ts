@@ -85,13 +85,18 @@ export class Sessions {
     if (rest.length > 0) setImmediate(() => this.handleLost(rest));
   }
 
+  /** @returns whether the session has ended by its expiry. */
+  publishDueWill(session: Session, now: number): boolean {
+    const { will, ended } = session.due(now);
+    if (will) this.#broker.publishWill(session.clientId, will, now);
+    return ended;
+  }
+
   /** What is due of a session without a connection. */
   #settle(session: Session, now: number): void {
     const broker = this.#broker;
     if (session.connected || session.adopting || !this.has(session)) return;
-    const { will, ended } = session.due(now);
-    if (will) broker.publishWill(session.clientId, will, now);
-    if (ended) return this.end(session);
+    if (this.publishDueWill(session, now)) return this.end(session);
     const changes: RouteChange[] = broker.table.setConnected(session.id, session.subscriptions.keys(), false);
     broker.changeRoutes(changes);
     this.#trySave(session);
