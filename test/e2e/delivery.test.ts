@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { packet, properties, text } from "../mqtt/malformed.ts";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
-import { connect, converseConnected, slot, versions } from "../support/client.ts";
+import { connect, converseConnected, range, slot, versions } from "../support/client.ts";
 import type { Client } from "../support/client.ts";
 
 let broker: Broker;
@@ -18,10 +18,6 @@ beforeAll(async () => {
 afterAll(() => broker.stop());
 
 const qualities: readonly QoS[] = [0, 1, 2];
-
-function range(count: number): number[] {
-  return Array.from({ length: count }, (_, index) => index);
-}
 
 describe.each(versions)("from a client of version %i", (from) => {
   describe.each(versions)("to one of version %i on another node", (to) => {

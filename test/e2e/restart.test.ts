@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
-import { connect, converseConnected, slot, versions } from "../support/client.ts";
+import { connect, converseConnected, range, slot, versions } from "../support/client.ts";
 
 let broker: Broker;
 
@@ -12,10 +12,6 @@ beforeAll(async () => {
 });
 
 afterAll(() => broker.stop());
-
-function range(count: number): number[] {
-  return Array.from({ length: count }, (_, index) => index);
-}
 
 /** SIGKILL, and a start on the same port and data. */
 async function crash(): Promise<void> {

@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { connect4, text } from "../mqtt/malformed.ts";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
-import { connect, connectPacket, converse, converseConnected, slot, versions } from "../support/client.ts";
+import { connect, connectPacket, converse, converseConnected, range, slot, versions } from "../support/client.ts";
 import type { Client, Conversation } from "../support/client.ts";
 
 let broker: Broker;
@@ -14,10 +14,6 @@ beforeAll(async () => {
 });
 
 afterAll(() => broker.stop());
-
-function range(count: number): number[] {
-  return Array.from({ length: count }, (_, index) => index);
-}
 
 /** Options of a session that lasts, in each version's own terms. */
 function lasting(version: 4 | 5, clientId: string) {

@@ -3,7 +3,7 @@ import { sharedStrategies } from "../../cluster/shared-sub.ts";
 import type { SharedStrategy } from "../../cluster/shared-sub.ts";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
-import { connect, converseConnected, slot, versions } from "../support/client.ts";
+import { connect, converseConnected, range, slot, versions } from "../support/client.ts";
 import type { Client } from "../support/client.ts";
 
 let broker: Broker;
@@ -13,10 +13,6 @@ beforeAll(async () => {
 });
 
 afterAll(() => broker.stop());
-
-function range(count: number): number[] {
-  return Array.from({ length: count }, (_, index) => index);
-}
 
 /** Members of a group, one for each slot named. */
 async function members(filter: string, slots: readonly number[], protocolVersion: 4 | 5 = 5): Promise<Client[]> {

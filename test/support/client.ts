@@ -24,6 +24,11 @@ export function slot(number: number): string {
   return `node-${number}@local.emqxcl`;
 }
 
+/** 0 to count - 1. */
+export function range(count: number): number[] {
+  return Array.from({ length: count }, (_, index) => index);
+}
+
 /** Both versions that matter, for `describe.each`. */
 export const versions = [4, 5] as const;
 
