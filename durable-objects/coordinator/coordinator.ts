@@ -16,7 +16,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     parseNodeName(name);
     this.#alarm = new Alarm(ctx.storage);
     this.#core = new Core(name, readSettings(env), {
-      sql: ctx.storage.sql,
+      storage: ctx.storage,
       nodeAt: (node: NodeName) => env.NODE.getByName(node),
       ringAt: (at) => this.#alarm.ringAt(at),
     });

@@ -13,8 +13,10 @@ import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { hasWildcard, matches } from "../../mqtt/topic.ts";
 import type { RetainedPage } from "../rpc.ts";
+import { migrate, type Database, type Migration } from "../schema.ts";
 
-const schema = `
+const migrations: readonly Migration[] = [
+  `
 CREATE TABLE IF NOT EXISTS member (name TEXT PRIMARY KEY, joined_at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS route (
   key TEXT NOT NULL,
@@ -35,7 +37,8 @@ CREATE TABLE IF NOT EXISTS retained (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS delayed (id INTEGER PRIMARY KEY, due_at INTEGER NOT NULL, message BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS delayed_due ON delayed (due_at);
-`;
+`,
+];
 
 /** Behind every topic that starts with the prefix, but one that goes on with U+10FFFF itself, which is no character. */
 const lastCharacter = "\u{10FFFF}";
@@ -44,9 +47,9 @@ export class CoreStore {
   readonly #sql: SqlStorage;
   #retainedCount: number | undefined;
 
-  constructor(sql: SqlStorage) {
-    this.#sql = sql;
-    sql.exec(schema);
+  constructor(database: Database) {
+    this.#sql = database.sql;
+    migrate(database, migrations);
   }
 
   // ---- members and routes -----------------------------------------------------------------------------------------

@@ -29,12 +29,13 @@ import {
   type NodeRpc,
   type RetainedPage,
 } from "../rpc.ts";
+import type { Database } from "../schema.ts";
 import { CoreStore } from "./core-store.ts";
 import { SysTopics } from "./sys-topics.ts";
 
 /** What the Durable Object gives. */
 export interface CoreHost {
-  readonly sql: SqlStorage;
+  readonly storage: Database;
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;
@@ -92,7 +93,7 @@ export class Core {
     this.name = name;
     this.settings = settings;
     this.host = host;
-    this.store = new CoreStore(host.sql);
+    this.store = new CoreStore(host.storage);
     this.#members = new Set(this.store.members());
     for (const { node, key, members } of this.store.routes()) this.#addRoute(node, key, members);
     this.#sys = new SysTopics(this);
