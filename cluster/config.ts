@@ -37,6 +37,10 @@ export interface Settings {
     readonly max_connections: number;
   };
   readonly mqtt: MqttSettings & { readonly shared_subscription_strategy: SharedStrategy };
+  readonly durable_sessions: {
+    /** Milliseconds; Infinity: until the session ends. */
+    readonly message_retention_period: number;
+  };
   readonly allow_anonymous: boolean;
   /** User name -> password hash, for `parsePasswordHash`. Without a prototype: look any name up. */
   readonly authentication: Readonly<Record<string, string>>;
@@ -96,6 +100,15 @@ const mqttTable = v.strictObject({
   idle_timeout: v.optional(duration("100ms", "1h"), "15s"),
 });
 
+const durableSessionsTable = v.strictObject({
+  message_retention_period: v.optional(
+    parsed('allowed are "infinity" and durations like "7d" or "12h", from 1s', (input) =>
+      input === "infinity" ? Infinity : within(parseDuration(input), 1000, Number.MAX_SAFE_INTEGER),
+    ),
+    "infinity",
+  ),
+});
+
 const ruleTable = v.strictObject({
   permission: oneOf(["allow", "deny"]),
   action: oneOf(["publish", "subscribe", "all"]),
@@ -105,11 +118,12 @@ const ruleTable = v.strictObject({
   clientid: v.optional(text("a client id", faultOfWho)),
 });
 
-const tables = { cluster: clusterTable, node: nodeTable, mqtt: mqttTable };
+const tables = { cluster: clusterTable, node: nodeTable, mqtt: mqttTable, durable_sessions: durableSessionsTable };
 const allSettings = v.object({
   cluster: v.optional(clusterTable, {}),
   node: v.optional(nodeTable, {}),
   mqtt: v.optional(mqttTable, {}),
+  durable_sessions: v.optional(durableSessionsTable, {}),
   allow_anonymous: v.optional(oneOf([true, false])),
   authorization: v.optional(
     v.pipe(v.array(ruleTable), v.maxLength(rulesMax, `allowed are at most ${rulesMax} rules`)),
@@ -137,7 +151,7 @@ export function readSettings(env: Readonly<Record<string, unknown>>): Settings {
   if (!result.success) problems.push(...result.issues.map(describeIssue));
   if (!result.success || problems.length > 0) throw new Error(problems.join("\n"));
 
-  const { cluster, node, mqtt, authorization, origins } = result.output;
+  const { cluster, node, mqtt, durable_sessions, authorization, origins } = result.output;
   const [coreNode = `core@local.${cluster.name}`] = cluster.core_nodes ?? [];
   if (!isMember(coreNode, cluster.name)) {
     throw new Error(
@@ -149,6 +163,7 @@ export function readSettings(env: Readonly<Record<string, unknown>>): Settings {
     cluster: { name: cluster.name, core_nodes: [coreNode] },
     node,
     mqtt: { ...mqtt, server_keepalive: server_keepalive === "disabled" ? undefined : server_keepalive },
+    durable_sessions,
     allow_anonymous: result.output.allow_anonymous ?? env["LOOPBACK"] === "true",
     authentication: users,
     authorization,

@@ -1,196 +1,165 @@
 /**
  * The subscription table: topic filter -> sessions, of one node's own sessions.
  *
- *     "a/+"         -> session 1 (QoS 1), session 7 (QoS 0)
- *     "$share/g/t"  -> members 1, 2, 7 in the order in which they joined, of which 1 and 7 are connected
+ *     "a/+"         -> sessions 1 and 7; 7 has its messages logged
+ *     "$share/g/t"  -> members 1, 2, 7, of which 1 and 7 are connected
  *
  * A core has matched the topic already: the table is asked by filter and matches nothing. Every change says what it
  * means for the node's routes: the first subscriber of a filter adds a route and the last one removes it; a share group
  * also tells how many of its members are connected, which is what the core picks by.
+ *
+ * The table is a cache of the disk, filled filter by filter when one is asked for, so a node wakes without reading it. A
+ * filter with a subscription that is not on disk yet stays until it is.
  */
-import type { Message, QoS } from "../mqtt/message.ts";
-import type { Subscription } from "../mqtt/session.ts";
+import { limits } from "../mqtt/limits.ts";
 import { parseShared } from "../mqtt/topic.ts";
-
-/** Who subscribes: the node's short name of a session, and its client id for no-local. */
-export interface Subscriber {
-  readonly id: number;
-  readonly clientId: string;
-}
 
 export type RouteChange =
   | { readonly kind: "add"; readonly key: string; readonly members: number }
   | { readonly kind: "remove"; readonly key: string };
 
-/** What one subscriber gets of one message. */
-export interface Dispatched {
-  readonly subscriber: Subscriber;
-  readonly qos: QoS;
-  readonly retain: boolean;
-  readonly subscriptionIds: readonly number[];
-  readonly shared: string | undefined;
+/** A session's subscription to one filter. */
+export interface Subscriber {
+  readonly sessionId: number;
+  /** Messages from behind this number on are for it and in the node's log; undefined: not logged for it. */
+  readonly loggedSince: number | undefined;
+}
+
+/** What the table asks of the node. */
+export interface TableSource {
+  /** The subscribers on disk, by rising session id. */
+  readonly load: (key: string) => Iterable<Subscriber>;
+  readonly isConnected: (sessionId: number) => boolean;
 }
 
 interface Entry {
-  readonly subscriber: Subscriber;
-  subscription: Subscription;
-  connected: boolean;
+  readonly subscribers: Map<number, Subscriber>;
+  logged: number;
+  /** Subscriptions that are not on disk yet. */
+  unsaved: number;
 }
 
-const noIds: readonly number[] = [];
-
 export class SubscriptionTable {
-  readonly #plain = new Map<string, Map<number, Entry>>();
-  readonly #groups = new Map<string, Map<number, Entry>>();
+  readonly #source: TableSource;
+  readonly #entries = new Map<string, Entry>();
 
-  get size(): number {
-    let size = 0;
-    for (const entries of this.#plain.values()) size += entries.size;
-    for (const entries of this.#groups.values()) size += entries.size;
-    return size;
-  }
-
-  get sharedSize(): number {
-    let size = 0;
-    for (const entries of this.#groups.values()) size += entries.size;
-    return size;
+  constructor(source: TableSource) {
+    this.#source = source;
   }
 
   /** Whether anyone here subscribes by this filter, or share group and filter. */
   has(key: string): boolean {
-    return this.#plain.has(key) || this.#groups.has(key);
+    return this.#find(key) !== undefined;
   }
 
-  /** Adds or replaces a subscription. */
-  add({ id, clientId }: Subscriber, subscription: Subscription, connected: boolean): RouteChange | undefined {
-    const key = subscription.filter;
-    const table = this.#tableOf(key);
-    let entries = table.get(key);
-    const isFirst = entries === undefined;
-    if (entries === undefined) table.set(key, (entries = new Map()));
-    const existing = entries.get(id);
-    if (existing) {
-      existing.subscription = subscription;
-      return undefined;
-    }
-    // Not the object given, which may be a whole session: it is to leave memory when it is at rest.
-    entries.set(id, { subscriber: { id, clientId }, subscription, connected });
-    if (table === this.#groups) return connected || isFirst ? this.#groupChange(key, entries) : undefined;
-    return isFirst ? { kind: "add", key, members: 0 } : undefined;
+  /** Whether messages that match the filter belong into the node's log. */
+  isLogged(filter: string): boolean {
+    return (this.#find(filter)?.logged ?? 0) > 0;
   }
 
-  remove(sessionId: number, key: string): RouteChange | undefined {
-    const table = this.#tableOf(key);
-    const entries = table.get(key);
-    const entry = entries?.get(sessionId);
-    if (!entries || !entry) return undefined;
-    entries.delete(sessionId);
-    if (entries.size === 0) {
-      table.delete(key);
-      return { kind: "remove", key };
-    }
-    return table === this.#groups && entry.connected ? this.#groupChange(key, entries) : undefined;
+  /** The sessions that subscribe by the filter. */
+  subscribers(key: string): Iterable<Subscriber> {
+    return this.#find(key)?.subscribers.values() ?? [];
+  }
+
+  /** See `Subscriber`. */
+  loggedSince(key: string, sessionId: number): number | undefined {
+    return this.#find(key)?.subscribers.get(sessionId)?.loggedSince;
+  }
+
+  /** Adds or replaces a subscription; `saved` is to be called when it is on disk, or given up. */
+  add(key: string, subscriber: Subscriber): RouteChange | undefined {
+    const entry = this.#find(key) ?? this.#entries.get(key) ?? this.#keep(key, []);
+    entry.unsaved++;
+    const isFirst = entry.subscribers.size === 0;
+    const before = entry.subscribers.get(subscriber.sessionId);
+    put(entry, subscriber);
+    if (before) return undefined;
+    if (isGroup(key)) return isFirst || this.#source.isConnected(subscriber.sessionId) ? this.routeOf(key) : undefined;
+    return isFirst ? this.routeOf(key) : undefined;
+  }
+
+  saved(key: string): void {
+    const entry = this.#entries.get(key);
+    if (!entry || entry.unsaved === 0) return;
+    entry.unsaved--;
+    this.#deleteIfEmpty(key, entry);
+  }
+
+  remove(key: string, sessionId: number): RouteChange | undefined {
+    const entry = this.#find(key);
+    const subscriber = entry?.subscribers.get(sessionId);
+    if (!entry || !subscriber) return undefined;
+    entry.subscribers.delete(sessionId);
+    if (subscriber.loggedSince !== undefined) entry.logged--;
+    this.#deleteIfEmpty(key, entry);
+    if (entry.subscribers.size === 0) return { kind: "remove", key };
+    return isGroup(key) ? this.routeOf(key) : undefined;
   }
 
   /** A session's connection came or went: its groups have one connected member more or less. */
-  setConnected(sessionId: number, keys: Iterable<string>, connected: boolean): RouteChange[] {
-    const changes: RouteChange[] = [];
-    for (const key of keys) {
-      const entries = this.#groups.get(key);
-      const entry = entries?.get(sessionId);
-      if (!entries || !entry || entry.connected === connected) continue;
-      entry.connected = connected;
-      changes.push(this.#groupChange(key, entries));
-    }
-    return changes;
+  connectionChanged(keys: Iterable<string>): RouteChange[] {
+    return [...keys].filter(isGroup).map((key) => this.routeOf(key));
   }
 
   /** What the core should know of a filter, or of a share group and filter. */
   routeOf(key: string): RouteChange {
-    const table = this.#tableOf(key);
-    const entries = table.get(key);
-    if (!entries) return { kind: "remove", key };
-    return table === this.#groups ? this.#groupChange(key, entries) : { kind: "add", key, members: 0 };
+    const entry = this.#find(key);
+    if (!entry) return { kind: "remove", key };
+    return { kind: "add", key, members: isGroup(key) ? this.#connected(entry).length : 0 };
   }
 
-  /**
-   * Who gets the message. A session with several matching subscriptions gets it once, with the highest QoS and all
-   * their identifiers [MQTT-3.3.4-2] [MQTT-3.3.4-3]; a share group's member gets the group's copy besides.
-   */
-  dispatch(
-    message: Message,
-    matched: readonly { readonly key: string; readonly ordinal: number }[],
-    visit: (dispatched: Dispatched) => void,
-  ): void {
-    const plain: Map<number, Entry>[] = [];
-    for (const { key, ordinal } of matched) {
-      const entries = this.#plain.get(key);
-      if (entries) plain.push(entries);
-      else this.#dispatchToGroup(message, key, ordinal, visit);
+  /** The member of a share group that the core has picked by its ordinal; connected ones come before others. */
+  member(key: string, ordinal: number): number | undefined {
+    const entry = this.#find(key);
+    if (!entry) return undefined;
+    const connected = this.#connected(entry);
+    const candidates = connected.length > 0 ? connected : [...entry.subscribers.keys()];
+    return candidates[ordinal % candidates.length];
+  }
+
+  #deleteIfEmpty(key: string, entry: Entry): void {
+    if (entry.subscribers.size === 0 && entry.unsaved === 0) this.#entries.delete(key);
+  }
+
+  #connected(entry: Entry): number[] {
+    return [...entry.subscribers.keys()].filter(this.#source.isConnected);
+  }
+
+  /** From memory, or else from disk; undefined: nobody subscribes. */
+  #find(key: string): Entry | undefined {
+    const known = this.#entries.get(key);
+    if (known) return known.subscribers.size > 0 ? known : undefined;
+    const loaded = [...this.#source.load(key)];
+    return loaded.length === 0 ? undefined : this.#keep(key, loaded);
+  }
+
+  #keep(key: string, subscribers: Iterable<Subscriber>): Entry {
+    const entry: Entry = { subscribers: new Map(), logged: 0, unsaved: 0 };
+    for (const subscriber of subscribers) put(entry, subscriber);
+    this.#entries.set(key, entry);
+    this.#makeRoom();
+    return entry;
+  }
+
+  /** Memory is a cache: beyond its bound the filters loaded first go, but for those that are not on disk. */
+  #makeRoom(): void {
+    let excess = this.#entries.size - limits.filtersLoadedMax;
+    if (excess <= 0) return;
+    for (const [key, entry] of this.#entries) {
+      if (excess-- <= 0) return;
+      if (entry.unsaved === 0 && entry.subscribers.size > 0) this.#entries.delete(key);
     }
-    if (plain.length === 1) for (const entry of plain[0]!.values()) visitSingle(message, entry, visit);
-    else if (plain.length > 1) visitOverlapping(message, plain, visit);
-  }
-
-  #dispatchToGroup(message: Message, key: string, ordinal: number, visit: (dispatched: Dispatched) => void): void {
-    const members = [...(this.#groups.get(key)?.values() ?? [])];
-    const connected = members.filter((member) => member.connected);
-    const candidates = connected.length > 0 ? connected : members;
-    const entry = candidates[ordinal % candidates.length];
-    if (!entry) return;
-    const { subscription, subscriber } = entry;
-    visit({
-      subscriber,
-      qos: Math.min(message.qos, subscription.qos) as QoS,
-      retain: subscription.retainAsPublished && message.retain,
-      subscriptionIds: idsOf(subscription),
-      shared: key,
-    });
-  }
-
-  #groupChange(key: string, entries: Map<number, Entry>): RouteChange {
-    let members = 0;
-    for (const entry of entries.values()) if (entry.connected) members++;
-    return { kind: "add", key, members };
-  }
-
-  #tableOf(key: string): Map<string, Map<number, Entry>> {
-    return parseShared(key).group === undefined ? this.#plain : this.#groups;
   }
 }
 
-function visitSingle(message: Message, entry: Entry, visit: (dispatched: Dispatched) => void): void {
-  const { subscription, subscriber } = entry;
-  if (subscription.noLocal && subscriber.clientId === message.from) return; // [MQTT-3.8.3-3]
-  visit({
-    subscriber,
-    qos: Math.min(message.qos, subscription.qos) as QoS,
-    retain: subscription.retainAsPublished && message.retain, // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
-    subscriptionIds: idsOf(subscription),
-    shared: undefined,
-  });
+function put(entry: Entry, subscriber: Subscriber): void {
+  const before = entry.subscribers.get(subscriber.sessionId);
+  if (before?.loggedSince !== undefined) entry.logged--;
+  if (subscriber.loggedSince !== undefined) entry.logged++;
+  entry.subscribers.set(subscriber.sessionId, subscriber);
 }
 
-function visitOverlapping(
-  message: Message,
-  plain: readonly Map<number, Entry>[],
-  visit: (dispatched: Dispatched) => void,
-): void {
-  const merged = new Map<number, { subscriber: Subscriber; qos: QoS; retain: boolean; subscriptionIds: number[] }>();
-  for (const entries of plain)
-    for (const entry of entries.values())
-      visitSingle(message, entry, ({ subscriber, qos, retain, subscriptionIds }) => {
-        const before = merged.get(subscriber.id);
-        if (!before) merged.set(subscriber.id, { subscriber, qos, retain, subscriptionIds: [...subscriptionIds] });
-        else {
-          if (qos > before.qos) before.qos = qos;
-          before.retain ||= retain;
-          before.subscriptionIds.push(...subscriptionIds);
-        }
-      });
-  for (const each of merged.values()) visit({ ...each, shared: undefined });
-}
-
-function idsOf(subscription: Subscription): readonly number[] {
-  return subscription.subscriptionId === 0 ? noIds : [subscription.subscriptionId];
+function isGroup(key: string): boolean {
+  return parseShared(key).group !== undefined;
 }

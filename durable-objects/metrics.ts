@@ -19,6 +19,7 @@ export const metricNames = [
   "delivery.dropped.too_large",
   "delivery.dropped.qos0_msg",
   "delivery.dropped.not_authorized",
+  "delivery.dropped.expired",
   "client.connect",
   "client.connected",
   "client.disconnected",
@@ -27,6 +28,7 @@ export const metricNames = [
   "session.resumed",
   "session.takenover",
   "session.terminated",
+  "rows.written",
 ] as const;
 
 export type MetricName = (typeof metricNames)[number];
@@ -41,6 +43,7 @@ const totals: { readonly [name in MetricName]?: MetricName } = {
   "delivery.dropped.too_large": "delivery.dropped",
   "delivery.dropped.qos0_msg": "delivery.dropped",
   "delivery.dropped.not_authorized": "delivery.dropped",
+  "delivery.dropped.expired": "delivery.dropped",
 };
 
 export class Metrics {

@@ -9,7 +9,7 @@ import { ByteReader, ByteWriter, concatenate } from "../mqtt/byte-buffer.ts";
 import { readMessage, writeMessage, type Message } from "../mqtt/message.ts";
 import type { Checkpoint, Subscription } from "../mqtt/session.ts";
 
-export const rpcVersion = 1;
+export const rpcVersion = 2;
 
 /** What a core offers to nodes. */
 export interface CoordinatorRpc {
@@ -52,8 +52,8 @@ export interface NodeRpc {
    * `resume` false: the session ends here.
    */
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver>;
-  /** What tells the QoS 2 messages that the session has been given; asked for before its messages. */
-  takeOverKnown(clientId: string, epoch: number): Promise<string[]>;
+  /** The QoS 2 messages that the session may have been given, a `MessageIdSet`; asked for before its messages. */
+  takeOverKnown(clientId: string, epoch: number): Promise<Uint8Array>;
   /** The rest of a session being handed over, by rising `seq`; asked for until it is empty. */
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
   /** The taker has all up to `afterSeq`: forget the session. What a group has sent it since goes back to the group. */
@@ -185,9 +185,15 @@ export interface Matched {
   readonly ordinal: number;
 }
 
-export type Forwarded =
-  | { readonly kind: "fence" }
-  | { readonly kind: "forward"; readonly matched: readonly Matched[]; readonly message: Message };
+/** A message on its way to a node, and the routes that it matched. */
+export interface Forward {
+  readonly matched: readonly Matched[];
+  readonly message: Message;
+  /** All of it, as received. */
+  readonly bytes: Uint8Array;
+}
+
+export type Forwarded = { readonly kind: "fence" } | ({ readonly kind: "forward" } & Forward);
 
 const forwardKinds = { fence: 0, forward: 1 } as const;
 
@@ -209,11 +215,16 @@ export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
       yield { kind: "fence" };
       continue;
     }
-    const reader = new ByteReader(body);
-    const matched: Matched[] = [];
-    for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
-    yield { kind: "forward", matched, message: readMessage(reader) };
+    yield { kind: "forward", ...readForward(body) };
   }
+}
+
+/** @param bytes of a `Forward`, as it came. */
+export function readForward(bytes: Uint8Array): Forward {
+  const reader = new ByteReader(bytes);
+  const matched: Matched[] = [];
+  for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
+  return { matched, message: readMessage(reader), bytes };
 }
 
 // ---- records ----------------------------------------------------------------------------------------------------------

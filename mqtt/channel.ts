@@ -454,17 +454,21 @@ export class Channel {
 
   /** The cluster, or a rule, has decided on a publish. Also for a receipt of an earlier connection of the session. */
   handleReceipt(receipt: Receipt, session: Session, reasonCode: ReasonCode): void {
-    session.handleReceived(receipt, reasonCode);
+    if (reasonCode >= 0x80 && !this.#canRefuse(reasonCode)) session.handleUnanswered(receipt, reasonCode);
+    else session.handleReceived(receipt, reasonCode);
     this.#flushReceipts();
   }
 
+  /** 3.x cannot say no: a refusal by rule is acknowledged [MQTT-3.3.5-2 of 3.1.1], a failure ends the connection. */
+  #canRefuse(reasonCode: number): boolean {
+    return this.facts !== undefined && (this.facts.version === 5 || reasonCode === ReasonCode.NotAuthorized);
+  }
+
   #flushReceipts(): void {
-    const version = this.facts?.version;
     let sent = 0;
     for (const { packetId, qos, reasonCode } of this.#receipts) {
       if (reasonCode === undefined) break;
-      // 3.x cannot say no: a refusal by rule is acknowledged [MQTT-3.3.5-2 of 3.1.1], a failure is not.
-      if (version !== 5 && reasonCode >= 0x80 && reasonCode !== ReasonCode.NotAuthorized)
+      if (reasonCode >= 0x80 && !this.#canRefuse(reasonCode))
         return this.handleError(new MqttError(ReasonCode.ServerBusy, "the message could not be routed"));
       if (qos === 1 || reasonCode >= 0x80) this.#quota.delete(packetId);
       if (qos === 1) this.#send({ cmd: "puback", messageId: packetId, reasonCode });
@@ -550,7 +554,6 @@ export class Channel {
     }
     // [MQTT-3.14.4-3]; 0x04 asks for the will
     if (packet.reasonCode === ReasonCode.Success) session.will = undefined;
-    session.changed();
     this.#close();
   }
 

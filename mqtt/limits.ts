@@ -47,18 +47,32 @@ export const limits = {
   /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
   passwordChecksWaitingMax: 32,
   passwordsKnownMax: 10_000,
-  /** How long a session's QoS 2 messages are known, and how many of them to a node that takes the session over. */
+  /** How long the ids of QoS 2 messages are known, and how many blocks of them to a node that takes a session over. */
   knownMs: 7_200_000,
-  knownMovedMax: 10_000,
+  knownBlocksMovedMax: 1_024,
+  /** Filters, and share groups, whose subscribers a node holds in memory; the others are read when they are asked for. */
+  filtersLoadedMax: 50_000,
+  /** One row of the node's log: a Durable Object's row holds 2 MB. */
+  logRowBytesMax: 1_048_576,
+  /** Message numbers reserved on disk at once. */
+  seqsReserved: 65_536,
+  /** Sessions whose checkpoints share a row, how many such rows are held in memory, and from where one has its own row. */
+  checkpointsPerRow: 128,
+  checkpointRowsLoadedMax: 32,
+  checkpointBytesSharedMax: 8_192,
+  /** Blocks of known message ids in memory. */
+  knownBlocksLoadedMax: 1_024,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
   /** Attempts of one call or batch before it is given up: its messages are counted and, at QoS 1 and 2, refused. */
   attemptsMax: 7,
+  /** When a node looks whether the messages of its own have been sent. */
+  ownMessagesRetryMs: 10_000,
   /** Delay before the second attempt; it doubles up to the last. */
   retryFirstMs: 50,
   retryLastMs: 3_000,
-  /** Numbers kept free for what a session's old node gives it while it moves. */
-  seqsPerMove: 1_000_000_000,
+  /** Numbers kept free for what a session's old node gives it: more than a queue and a window hold. */
+  seqsPerMove: 262_144,
   /** Delayed messages (`$delayed/...`) waiting in one cluster. */
   delayedMessagesMax: 100_000,
   /** How often a share group's message is picked for a member that turns out to have left. */

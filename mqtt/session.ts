@@ -3,10 +3,10 @@
  *
  *   deliver -> queue -> (window open) -> inflight -> PUBACK | PUBREC, PUBREL, PUBCOMP
  *
- * Outgoing QoS 1 and 2 messages get a sequence number when they come (`seq`) and a packet id when they are sent. The
+ * Outgoing QoS 1 and 2 messages have a number from the node (`seq`, rising) and get a packet id when they are sent. The
  * queue is ordered by `seq`, the inflight window by the order of sending; together they hold every message that the
- * client has not acknowledged. A queue entry may hold only the number: its message then waits on disk and is loaded
- * when its turn comes, so a long queue costs no memory.
+ * client has not acknowledged. A queue entry may hold only the number: its message then waits on disk, in the node's
+ * log under a filter or as a row of the session's own, and is loaded when its turn comes, so a long queue costs no memory.
  *
  * Nothing is resent but on a new connection [MQTT-4.4.0-1]: `attach` marks the window unsent and `nextToSend` yields
  * it again, in order, within the Receive Maximum of the new connection [MQTT-4.4.0-2] [MQTT-3.3.4-9].
@@ -20,6 +20,7 @@
  */
 import { isExpired, messageBytes, type Message, type QoS } from "./message.ts";
 import { Fifo } from "./fifo.ts";
+import type { MessageIdSet } from "./message-id-set.ts";
 import { limits } from "./limits.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";
 
@@ -58,21 +59,32 @@ export interface Will {
 export const expiryNever = 0xffff_ffff;
 export const atNoTime = Number.MAX_SAFE_INTEGER;
 
-interface Queued {
+/** Where a message waits: under a filter in the node's log, or, without one, with the session alone. */
+export interface Place {
   readonly seq: number;
-  readonly bytes: number;
-  readonly shared: boolean;
+  readonly filter: string | undefined;
+}
+
+/** Reads a message from disk; undefined when it is no longer there, or no longer for this session. */
+export type Load = (place: Place) => Delivery | undefined;
+
+/** A message that the client has not acknowledged. */
+export interface Waiting {
+  readonly seq: number;
+  filter: string | undefined;
   delivery: Delivery | undefined;
   written: boolean;
 }
 
-interface Inflight {
+interface Queued extends Waiting {
+  readonly bytes: number;
+  readonly shared: boolean;
+}
+
+interface Inflight extends Waiting {
   readonly packetId: number;
-  readonly seq: number;
   readonly qos: QoS;
   state: "publish" | "pubrel";
-  delivery: Delivery | undefined;
-  written: boolean;
   sent: boolean;
 }
 
@@ -94,30 +106,26 @@ export interface Receipt {
 
 /** A retained read that the session still has to make: it goes on page by page as the queue drains. */
 export interface RetainedRead {
-  readonly subscription: Subscription;
+  readonly filter: string;
   /** The last topic read; undefined at the start. */
   readonly after: string | undefined;
 }
 
 /** What a restart needs, besides the messages themselves. */
 export interface Checkpoint {
-  readonly nextSeq: number;
-  /** Every message up to here was sent; of those only the ones in `inflight` are unacknowledged. */
+  /** Every message up to here was sent or passed over; of those only the ones in `inflight` are unacknowledged. */
   readonly sentUpTo: number;
   readonly nextPacketId: number;
-  readonly inflight: readonly Pick<Inflight, "packetId" | "seq" | "state">[];
-  /** Packet ids of the window that the open connection has not got again yet. */
-  readonly unsent: readonly number[];
-  readonly receiving?: readonly Pick<Receipt, "packetId" | "messageId" | "digest">[];
+  /** `sent` false: the open connection has not got it again yet. */
+  readonly inflight: readonly Pick<Inflight, "packetId" | "seq" | "qos" | "state" | "sent">[];
+  readonly receiving: readonly Pick<Receipt, "packetId" | "messageId" | "digest">[];
   readonly received: readonly number[];
   readonly retainedReads: readonly RetainedRead[];
 }
 
 /** A message on disk, as far as the queue has to know it before its turn. */
-export interface StoredMessage {
-  readonly seq: number;
+export interface StoredMessage extends Place {
   readonly bytes: number;
-  readonly qos: QoS;
   readonly shared: boolean;
 }
 
@@ -129,8 +137,9 @@ export class Session {
   epoch = 0;
   username: string | undefined;
   connected = false;
-  /** Seconds after the connection ends; 0 = ends with it, `expiryNever` = never. */
-  expiryInterval = 0;
+  /** It outlives its connection: what it was promised is on disk. Once durable, a session stays so until it ends. */
+  durable = false;
+  #expiryInterval = 0;
   /** ms since the epoch; 0 = no such deadline. */
   expiresAt = 0;
   willAt = 0;
@@ -139,9 +148,17 @@ export class Session {
   subscribing = 0;
   /** Its messages are still coming from another node: none on disk may be given up. */
   adopting = false;
+  /** What it was given where it lived before, which may come again: by message id. */
+  known: MessageIdSet | undefined;
+  /** Messages wait in rows of its own. */
+  hasRows = false;
+  /** Messages from this number on are needed on disk, as of the last checkpoint. */
+  neededFrom = 0;
   readonly #subscriptions = new Map<string, Subscription>();
   #subscriptionBytes = 0;
   retainedReads: RetainedRead[] = [];
+  /** Who it is, its deadlines or its will have changed since they were last written. */
+  rowDirty = false;
   /** State has changed since the last checkpoint. */
   dirty = false;
   /** Rises with every change. */
@@ -149,7 +166,7 @@ export class Session {
   /** ... in a way that must be on disk before anything else is sent. */
   urgent = false;
 
-  #nextSeq = 1;
+  #lastSeq = 0;
   #sentUpTo = 0;
   #nextPacketId = 1;
   readonly #queue = new Fifo<Queued>();
@@ -185,19 +202,64 @@ export class Session {
   unsubscribe(filter: string): boolean {
     if (!this.#subscriptions.delete(filter)) return false;
     this.#subscriptionBytes -= filter.length;
-    this.retainedReads = this.retainedReads.filter((read) => read.subscription.filter !== filter);
+    this.forgetRetainedRead(filter);
     return true;
+  }
+
+  forgetRetainedRead(filter: string): void {
+    if (!this.retainedReads.some((read) => read.filter === filter)) return;
+    this.retainedReads = this.retainedReads.filter((read) => read.filter !== filter);
+    this.changed();
+  }
+
+  /** Retained messages are to be read for a subscription; anew if it has taken the place of another one. */
+  readRetained(filter: string): void {
+    this.retainedReads = [...this.retainedReads.filter((read) => read.filter !== filter), { filter, after: undefined }];
+    // A transient session has nothing to read on with after a crash, and the read holds the object awake.
+    if (this.durable) this.changed();
+  }
+
+  /**
+   * What the session gets of a message by those of its subscriptions that match: it comes once, with the highest QoS
+   * and all their identifiers. [MQTT-3.3.4-2] [MQTT-3.3.4-3]
+   * @param keys filters that match, or the one `$share/group/filter` whose member it is
+   */
+  deliveryOf(message: Message, keys: readonly { readonly key: string }[]): Delivery | undefined {
+    let qos: QoS | undefined;
+    let retain = false;
+    const subscriptionIds: number[] = [];
+    for (const { key } of keys) {
+      const subscription = this.#subscriptions.get(key);
+      if (!subscription || (subscription.noLocal && this.clientId === message.from)) continue; // [MQTT-3.8.3-3]
+      const granted = Math.min(message.qos, subscription.qos) as QoS;
+      if (qos === undefined || granted > qos) qos = granted;
+      retain ||= subscription.retainAsPublished && message.retain; // [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+      if (subscription.subscriptionId !== 0) subscriptionIds.push(subscription.subscriptionId);
+    }
+    return qos === undefined ? undefined : { message, qos, retain, subscriptionIds, shared: undefined };
+  }
+
+  /** The filter under which the session finds the message in the node's log. */
+  logFilter(keys: readonly { readonly key: string }[]): string | undefined {
+    if (!this.durable) return undefined;
+    return keys.find(({ key }) => (this.#subscriptions.get(key)?.qos ?? 0) > 0)?.key;
   }
 
   /** Nothing of it is in memory alone. */
   get atRest(): boolean {
     const isIdle = this.subscribing === 0 && this.#receiving.size === 0 && !this.adopting;
-    return isIdle && !this.connected && !this.dirty;
+    return isIdle && !this.connected && !this.dirty && !this.rowDirty;
   }
 
-  /** A session that outlives its connection: what it was promised is on disk. */
-  get durable(): boolean {
-    return this.expiryInterval > 0;
+  /** Seconds after the connection ends; 0 = ends with it, `expiryNever` = never. */
+  get expiryInterval(): number {
+    return this.#expiryInterval;
+  }
+
+  set expiryInterval(seconds: number) {
+    this.#expiryInterval = seconds;
+    if (seconds > 0) this.durable = true;
+    this.rowDirty = true;
   }
 
   /** It was there before and waits for its client: a new session has no deadline yet. */
@@ -224,7 +286,8 @@ export class Session {
     this.#unacknowledged = 0;
     this.#unsent = this.#inflight.size;
     for (const entry of this.#inflight.values()) entry.sent = false;
-    this.changed();
+    this.rowDirty = true;
+    if (this.#unsent > 0) this.changed();
   }
 
   /** The window after sleep: what was sent on the connection that is still open is not sent again. */
@@ -247,7 +310,7 @@ export class Session {
     for (const entry of this.#queue) if (entry.written) entry.delivery = undefined;
     if (this.will) this.willAt = now + Math.min(this.will.delaySeconds, this.expiryInterval) * 1000;
     this.expiresAt = this.expiryInterval === expiryNever ? atNoTime : now + this.expiryInterval * 1000;
-    this.changed();
+    this.rowDirty = true;
   }
 
   /** What time has brought to a session without a connection; takes the will out. */
@@ -258,7 +321,7 @@ export class Session {
       will = this.will;
       this.will = undefined;
       this.willAt = 0;
-      this.changed();
+      this.rowDirty = true;
     }
     return { will, ended };
   }
@@ -266,23 +329,46 @@ export class Session {
   // ---- outgoing ---------------------------------------------------------------------------------------------------
 
   /**
-   * Takes a QoS 1 or 2 message in. The oldest waiting message makes room when the queue is full.
-   * @returns its number, and the numbers of what was dropped for it.
+   * Takes a QoS 1 or 2 message in, at the place that the node has given it. The oldest waiting messages make room when
+   * the queue is full. One that is here already is not taken in again.
+   * @returns what was dropped.
    */
-  enqueue(delivery: Delivery, queueLengthMax: number): { seq: number; dropped: number[] } {
+  enqueue({ seq, filter }: Place, delivery: Delivery, queueLengthMax: number): Place[] {
+    if (seq <= this.#lastSeq) return [];
     const bytes = messageBytes(delivery.message);
-    const dropped: number[] = [];
-    for (let oldest = this.#queue.first; oldest; oldest = this.#queue.first) {
-      if (this.#queue.length < queueLengthMax && this.#queueBytes + bytes <= limits.mqueueBytesMax) break;
-      this.#queue.shift();
-      this.#queueBytes -= oldest.bytes;
-      dropped.push(oldest.seq);
-    }
-    const seq = this.#nextSeq++;
-    this.#queue.push({ seq, bytes, shared: delivery.shared !== undefined, delivery, written: false });
+    const dropped = this.makeRoom(queueLengthMax - 1, limits.mqueueBytesMax - bytes);
+    this.#lastSeq = seq;
+    this.#queue.push({ seq, filter, bytes, shared: delivery.shared !== undefined, delivery, written: false });
     this.#queueBytes += bytes;
     this.changed();
-    return { seq, dropped };
+    return dropped;
+  }
+
+  /** Drops the oldest waiting messages until the queue is no longer than this. @returns what was dropped. */
+  makeRoom(lengthMax: number, bytesMax: number): Place[] {
+    const dropped: Place[] = [];
+    for (let oldest = this.#queue.first; oldest; oldest = this.#queue.first) {
+      if (this.#queue.length <= lengthMax && this.#queueBytes <= bytesMax) break;
+      this.#takeFirst(oldest);
+      dropped.push(oldest);
+    }
+    return dropped;
+  }
+
+  /** A logged message that is not for this session: it need not wait for it. */
+  pass(seq: number): void {
+    if (seq <= this.#lastSeq) return;
+    this.#lastSeq = seq;
+    if (this.#queue.length > 0) return;
+    this.#sentUpTo = seq;
+    this.changed();
+  }
+
+  #takeFirst(first: Queued): void {
+    this.#queue.shift();
+    this.#queueBytes -= first.bytes;
+    this.#sentUpTo = first.seq;
+    this.changed();
   }
 
   /** Whether what comes now has to wait on disk, even for a session that ends with its connection. */
@@ -295,44 +381,51 @@ export class Session {
     const entry = this.#queue.last;
     if (entry?.seq !== seq) return;
     entry.written = true;
+    if (entry.filter === undefined) this.hasRows = true;
     if (!this.connected || this.queueIsLong) entry.delivery = undefined;
   }
 
   /** What is held in memory alone, to be written before the object may sleep. */
   *unwritten(): Generator<{ seq: number; delivery: Delivery }> {
-    for (const entry of this.#inflight.values())
-      if (!entry.written && entry.delivery && entry.state === "publish") {
-        entry.written = true;
-        yield { seq: entry.seq, delivery: entry.delivery };
-      }
-    for (const entry of this.#queue)
+    for (const entry of this.waiting())
       if (!entry.written && entry.delivery) {
         entry.written = true;
+        this.hasRows = true;
         yield { seq: entry.seq, delivery: entry.delivery };
       }
   }
 
+  /** What the log had is a row of the session's own now. */
+  own(entry: Waiting): void {
+    entry.filter = undefined;
+    entry.written = true;
+    this.hasRows = true;
+  }
+
+  /** All that the client has not acknowledged and that is to be sent, or sent again, by rising `seq`. */
+  *waiting(): Generator<Waiting> {
+    for (const entry of this.#inflight.values()) if (entry.state === "publish") yield entry;
+    yield* this.#queue;
+  }
+
   /**
    * The next thing to send while the window is open: first what a new connection must get again, then the queue.
-   * @param load reads a message from disk; undefined when it is no longer there.
    */
-  nextToSend(now: number, load: (seq: number) => Delivery | undefined): Outgoing | undefined {
+  nextToSend(now: number, load: Load): Outgoing | undefined {
     if (!this.connected) return undefined;
     if (this.#unsent > 0) {
       const again = this.#nextToResend(load);
       if (again || this.#unsent > 0) return again;
     }
     for (let entry = this.#queue.first; entry && this.#unacknowledged < this.#window; entry = this.#queue.first) {
-      this.#queue.shift();
-      this.#queueBytes -= entry.bytes;
-      this.#sentUpTo = entry.seq;
-      this.changed();
-      const delivery = entry.delivery ?? load(entry.seq);
+      this.#takeFirst(entry);
+      const delivery = entry.delivery ?? load(entry);
       if (!delivery || isExpired(delivery.message, now)) continue; // [MQTT-3.3.2-5]
       const packetId = this.#freePacketId();
       this.#inflight.set(packetId, {
         packetId,
         seq: entry.seq,
+        filter: entry.filter,
         qos: delivery.qos,
         state: "publish",
         delivery,
@@ -423,6 +516,15 @@ export class Session {
     this.#qos2Changed();
   }
 
+  /** It was refused, and the client is not told: it sends it again, and whoever has got it already knows its id. */
+  handleUnanswered(receipt: Receipt, reasonCode: number): void {
+    receipt.reasonCode = reasonCode;
+    if (receipt.qos !== 2 || this.#receiving.get(receipt.packetId) !== receipt) return;
+    this.#receiving.delete(receipt.packetId);
+    this.#receivingBefore.set(receipt.packetId, receipt);
+    this.#qos2Changed();
+  }
+
   /** @returns whether the packet id was known. */
   handlePubrel(packetId: number): boolean {
     if (!this.#received.delete(packetId)) return false;
@@ -444,11 +546,15 @@ export class Session {
 
   checkpoint(): Checkpoint {
     return {
-      nextSeq: this.#nextSeq,
       sentUpTo: this.#sentUpTo,
       nextPacketId: this.#nextPacketId,
-      inflight: [...this.#inflight.values()].map(({ packetId, seq, state }) => ({ packetId, seq, state })),
-      unsent: [...this.#inflight.values()].filter((entry) => !entry.sent).map((entry) => entry.packetId),
+      inflight: [...this.#inflight.values()].map(({ packetId, seq, qos, state, sent }) => ({
+        packetId,
+        seq,
+        qos,
+        state,
+        sent,
+      })),
       receiving: [...this.#receivingBefore.values(), ...this.#receiving.values()].map(
         ({ packetId, messageId, digest }) => ({ packetId, messageId, digest }),
       ),
@@ -457,51 +563,51 @@ export class Session {
     };
   }
 
-  /** The numbers below which nothing on disk is needed any more. */
+  /** The lowest number that is needed on disk now; Infinity: none. */
   get lowestSeq(): number {
-    if (this.adopting) return 0;
-    let lowest = this.#queue.first?.seq ?? this.#nextSeq;
-    for (const entry of this.#inflight.values()) lowest = Math.min(lowest, entry.seq);
+    let lowest = this.#queue.first?.seq ?? Infinity;
+    for (const { state, seq } of this.#inflight.values()) if (state === "publish" && seq < lowest) lowest = seq;
     return lowest;
   }
 
-  /** @param stored the messages on disk, by rising `seq`. */
+  /** @param stored the messages on disk, by rising `seq`, each once. */
   restore(checkpoint: Checkpoint, stored: Iterable<StoredMessage>): void {
-    this.#nextSeq = checkpoint.nextSeq;
     this.#sentUpTo = checkpoint.sentUpTo;
+    this.#lastSeq = checkpoint.sentUpTo;
     this.#nextPacketId = checkpoint.nextPacketId;
     this.retainedReads = [...checkpoint.retainedReads];
     for (const packetId of checkpoint.received) this.#received.add(packetId);
-    for (const before of checkpoint.receiving ?? []) this.#receivingBefore.set(before.packetId, before);
-    for (const packetId of checkpoint.unsent) this.#unsentInSleep.add(packetId);
-    const inflight = new Set(checkpoint.inflight.map(({ seq }) => seq));
-    const qosOf = new Map<number, QoS>();
-    for (const { seq, bytes, qos, shared } of stored) {
-      this.#nextSeq = Math.max(this.#nextSeq, seq + 1);
-      if (inflight.has(seq)) qosOf.set(seq, qos);
+    for (const before of checkpoint.receiving) this.#receivingBefore.set(before.packetId, before);
+    const filters = new Map(checkpoint.inflight.map(({ seq }) => [seq, undefined as string | undefined]));
+    for (const { seq, filter, bytes, shared } of stored) {
+      if (filters.has(seq)) filters.set(seq, filter);
+      if (filter === undefined) this.hasRows = true;
       if (seq <= this.#sentUpTo) continue;
-      this.#queue.push({ seq, bytes, shared, delivery: undefined, written: true });
+      this.#lastSeq = seq;
+      this.#queue.push({ seq, filter, bytes, shared, delivery: undefined, written: true });
       this.#queueBytes += bytes;
     }
-    for (const { packetId, seq, state } of checkpoint.inflight) {
-      const qos = state === "pubrel" ? 2 : (qosOf.get(seq) ?? 1);
-      this.#inflight.set(packetId, { packetId, seq, qos, state, delivery: undefined, written: true, sent: false });
+    for (const entry of checkpoint.inflight) {
+      const filter = filters.get(entry.seq);
+      this.#inflight.set(entry.packetId, { ...entry, filter, delivery: undefined, written: true, sent: false });
+      if (!entry.sent) this.#unsentInSleep.add(entry.packetId);
     }
+    this.neededFrom = neededFrom(checkpoint);
   }
 
   /**
    * Messages of shared subscriptions that another member may get when this session ends: those never sent, and QoS 1
    * unacknowledged. A QoS 2 message once sent stays with its member. [MQTT-4.8.2-5]
    */
-  *redispatchable(load: (seq: number) => Delivery | undefined): Generator<Delivery> {
+  *redispatchable(load: Load): Generator<Delivery> {
     for (const entry of this.#inflight.values())
       if (entry.state === "publish" && entry.qos === 1) {
-        const delivery = entry.delivery ?? load(entry.seq);
+        const delivery = entry.delivery ?? load(entry);
         if (delivery?.shared !== undefined) yield delivery;
       }
     for (const entry of this.#queue) {
       if (!entry.shared) continue;
-      const delivery = entry.delivery ?? load(entry.seq);
+      const delivery = entry.delivery ?? load(entry);
       if (delivery) yield delivery;
     }
   }
@@ -517,7 +623,7 @@ export class Session {
     this.revision++;
   }
 
-  #nextToResend(load: (seq: number) => Delivery | undefined): Outgoing | undefined {
+  #nextToResend(load: Load): Outgoing | undefined {
     for (const entry of this.#inflight.values()) {
       if (entry.sent) continue;
       // Only a PUBLISH waits for the window. [MQTT-3.3.4-10]
@@ -528,7 +634,7 @@ export class Session {
       this.#unacknowledged++;
       if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };
       // Delivery has begun, so it goes on, also of what has expired since. [MQTT-4.4.0-1] [MQTT-3.3.2-5]
-      const delivery = entry.delivery ?? load(entry.seq);
+      const delivery = entry.delivery ?? load(entry);
       if (delivery) return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
       this.#settle(entry);
     }
@@ -549,6 +655,13 @@ export class Session {
     this.#nextPacketId = (packetId % 65_535) + 1;
     return packetId;
   }
+}
+
+/** The first number that a checkpoint needs on disk: a message sent and not acknowledged, or the first one not sent. */
+export function neededFrom({ sentUpTo, inflight }: Checkpoint): number {
+  let first = sentUpTo + 1;
+  for (const { seq, state } of inflight) if (state === "publish" && seq < first) first = seq;
+  return first;
 }
 
 /** FNV-1a, 32 bits: tells a repeated payload from another one. */

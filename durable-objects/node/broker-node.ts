@@ -21,7 +21,7 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     const [core] = settings.cluster.core_nodes;
     this.#alarm = new Alarm(ctx.storage);
     this.#broker = new Broker(name, settings, {
-      sql: ctx.storage.sql,
+      storage: ctx.storage,
       sockets: ctx.getWebSockets(),
       core: () => env.COORDINATOR.getByName(core),
       nodeAt: (node: NodeName) => env.NODE.getByName(node),
@@ -64,14 +64,14 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   // ---- NodeRpc ----------------------------------------------------------------------------------------------------
 
   async forward(batch: Uint8Array): Promise<Uint8Array> {
-    return this.#broker.dispatch(batch);
+    return this.#broker.dispatcher.dispatch(batch);
   }
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
     return this.#broker.claims.takeOver(clientId, epoch, resume);
   }
 
-  async takeOverKnown(clientId: string, epoch: number): Promise<string[]> {
+  async takeOverKnown(clientId: string, epoch: number): Promise<Uint8Array> {
     return this.#broker.claims.takeOverKnown(clientId, epoch);
   }
 

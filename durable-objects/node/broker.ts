@@ -2,7 +2,7 @@
  * What a node does for its clients, between their sockets and the core.
  *
  *   publish    a client's message goes to the core, in the outbox               Connection -> CoreLink
- *   dispatch   a forwarded message goes to the sessions that subscribe          forward -> SubscriptionTable -> Sessions
+ *   dispatch   a forwarded message goes to the sessions that subscribe          Dispatcher -> SubscriptionTable -> Sessions
  *   deliver    a session's message goes to its socket                           Session -> Connection
  *
  * A turn of the event loop ends with `endTurn`: what must be on disk before it is said is written first, then every
@@ -12,21 +12,20 @@
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
-import { authorize, hasReadDenials } from "../../mqtt/authorization.ts";
 import type { ChannelContext, ConnectionFacts, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { detached, type Message } from "../../mqtt/message.ts";
-import { PublishForms } from "../../mqtt/publish-forms.ts";
+import type { Message } from "../../mqtt/message.ts";
+import { lifeChars, messageIdOf } from "../../mqtt/message-id-set.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import type { Delivery, Receipt, Session, Will } from "../../mqtt/session.ts";
+import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/session.ts";
 import { parseDelayed, parseShared } from "../../mqtt/topic.ts";
+import { countedSql } from "../counted-sql.ts";
 import { Metrics } from "../metrics.ts";
+import { migrate, type Database } from "../schema.ts";
 import {
   addRouteRecord,
   fenceRecord,
   publishRecord,
-  readForwarded,
-  type Forwarded,
   removeRouteRecord,
   type CoordinatorRpc,
   type NodeRpc,
@@ -36,13 +35,19 @@ import { Authenticator } from "./authenticator.ts";
 import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
+import { Dispatcher } from "./dispatcher.ts";
+import { KnownMessages } from "./known-messages.ts";
+import { MessageLog } from "./message-log.ts";
+import { migrations } from "./node-schema.ts";
+import { OwnMessages } from "./own-messages.ts";
 import { RetainedReader } from "./retained-reader.ts";
-import { deliveryKey, SessionStore } from "./session-store.ts";
+import { Sequence } from "./sequence.ts";
+import { SessionStore } from "./session-store.ts";
 import { Sessions } from "./sessions.ts";
 
 /** What the Durable Object gives. */
 export interface BrokerHost {
-  readonly sql: SqlStorage;
+  readonly storage: Database;
   readonly sockets: readonly WebSocket[];
   readonly core: () => CoordinatorRpc;
   readonly nodeAt: (name: NodeName) => NodeRpc;
@@ -54,12 +59,17 @@ export class Broker {
   readonly name: NodeName;
   readonly settings: Settings;
   readonly metrics = new Metrics();
+  readonly sequence: Sequence;
+  readonly log: MessageLog;
+  readonly known: KnownMessages;
   readonly store: SessionStore;
   readonly sessions: Sessions;
   readonly claims: Claims;
+  readonly dispatcher: Dispatcher;
   readonly retained: RetainedReader;
-  readonly table = new SubscriptionTable();
+  readonly table: SubscriptionTable;
   readonly core: CoreLink;
+  readonly own: OwnMessages;
   readonly channelContext: ChannelContext;
   readonly host: BrokerHost;
   readonly #startedAt = Date.now();
@@ -74,29 +84,48 @@ export class Broker {
   readonly #touchedConnections = new Set<Connection>();
   readonly #authenticator: Authenticator;
   readonly #hasUsers: boolean;
-  readonly #authorizesDeliveries: boolean;
 
   constructor(name: NodeName, settings: Settings, host: BrokerHost) {
     this.name = name;
     this.settings = settings;
     this.host = host;
-    this.store = new SessionStore(host.sql);
+    migrate(host.storage, migrations);
+    const sql = countedSql(host.storage.sql, (rows) => this.metrics.add("rows.written", rows));
+    this.sequence = new Sequence(sql);
+    const { max_mqueue_len: messagesMax } = settings.mqtt;
+    const { message_retention_period: retentionMs } = settings.durable_sessions;
+    this.log = new MessageLog(
+      sql,
+      { messagesMax, retentionMs },
+      {
+        of: (filter) => this.sessions.readersOf(filter),
+        handleCut: (filter, seqs) => this.sessions.handleCut(filter, seqs),
+        countExpired: (count) => this.metrics.add("delivery.dropped.expired", count),
+      },
+    );
+    this.known = new KnownMessages(sql);
+    this.store = new SessionStore(sql, this.log);
+    this.table = new SubscriptionTable({
+      load: (key) => this.store.subscribers(key),
+      isConnected: (sessionId) => this.#sockets.has(sessionId),
+    });
     this.core = new CoreLink(name, host.core, {
       beforeSend: () => this.sessions.saveUrgent(),
       countDropped: (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
     });
+    this.own = new OwnMessages(sql, { outbox: this.core.outbox, ringAt: host.ringAt });
     this.sessions = new Sessions(this);
     this.claims = new Claims(this);
+    this.dispatcher = new Dispatcher(this);
     this.retained = new RetainedReader(this);
     this.#hasUsers = Object.keys(settings.authentication).length > 0;
     this.#authenticator = new Authenticator(settings.authentication);
-    this.#authorizesDeliveries = hasReadDenials(settings.authorization);
-    const life = crypto.randomUUID().replaceAll("-", "").slice(0, 12);
+    const life = crypto.randomUUID().replaceAll("-", "").slice(0, lifeChars);
     let messages = 0;
     this.channelContext = {
       settings: settings.mqtt,
       rules: settings.authorization,
-      messageId: () => `${life}${(messages++).toString(36)}`,
+      messageId: () => messageIdOf(life, messages++),
       assignClientId: () => `trellis-${crypto.randomUUID()}`,
     };
     this.#wake();
@@ -108,11 +137,10 @@ export class Broker {
       const attachment = socket.deserializeAttachment() as Attachment | null;
       if (attachment) this.#sockets.set(attachment.sessionId, socket);
     }
-    for (const { sessionId, clientId, connected, subscription } of this.store.allSubscriptions())
-      // What disk says is what the core has counted: handleLost corrects both.
-      this.table.add({ id: sessionId, clientId }, subscription, connected);
-    const lost = this.store.connectedIds().filter((sessionId) => !this.#sockets.has(sessionId));
+    // Sleep leaves all sockets and a crash none: where there is one, none was lost.
+    const lost = this.#sockets.size > 0 ? [] : this.store.connectedIds();
     if (lost.length > 0) setImmediate(() => this.sessions.handleLost(lost));
+    this.own.sendAll();
     const due = this.store.nextDue();
     if (due !== undefined) this.host.ringAt(due);
   }
@@ -138,6 +166,8 @@ export class Broker {
     const attachment = socket.deserializeAttachment() as Attachment | null;
     const session = attachment && this.sessions.byId(attachment.sessionId);
     if (!attachment || !session) return undefined;
+    // One that has just been closed is not among the sockets that a node wakes with.
+    if (session.connected && !this.#sockets.has(session.id)) this.#sockets.set(session.id, socket);
     const connection = new Connection(socket, this, Date.now());
     connection.restore(attachment, session);
     this.#connections.set(socket, connection);
@@ -211,7 +241,7 @@ export class Broker {
       const { session, facts, channel } = connection;
       if (!session || !facts || !channel.aliasesChanged) continue;
       channel.aliasesChanged = false;
-      this.store.saveConnection(session.id, { facts, aliases: [...channel.topicAliases] });
+      this.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases] });
     }
     this.#touchedConnections.clear();
   }
@@ -266,16 +296,8 @@ export class Broker {
 
   /** What a share group's member has left, for another one: a message of its own, as sessions know those they were given. */
   passOn({ message, shared }: Delivery): void {
-    if (shared !== undefined) this.publishOwn({ ...message, id: this.channelContext.messageId() }, shared);
-  }
-
-  /** A message that no client waits for; with `only` for this `$share/group/filter` alone. */
-  publishOwn(message: Message, only: string, delaySeconds = 0): void {
-    if (this.core.outbox.full) return this.metrics.add("messages.dropped.outbox_full");
-    const record = publishRecord(this.#writer, { message, delaySeconds, only });
-    this.core.outbox.add(record, (reasonCode) => {
-      if (reasonCode === undefined) this.metrics.add("messages.dropped.unreachable");
-    });
+    if (shared === undefined) return;
+    this.own.publish({ ...message, id: this.channelContext.messageId() }, shared, 0, Date.now());
   }
 
   publishWill(clientId: string, will: Will, now: number): void {
@@ -283,7 +305,8 @@ export class Broker {
     const { topic, delaySeconds } = parseDelayed(will.topic, now) ?? { topic: will.topic, delaySeconds: 0 };
     const expiresAt = messageExpiryInterval === undefined ? 0 : now + messageExpiryInterval * 1000;
     const id = this.channelContext.messageId();
-    this.publishOwn({ id, topic, payload, qos, retain, properties, expiresAt, from: clientId }, "", delaySeconds);
+    const message = { id, topic, payload, qos, retain, properties, expiresAt, from: clientId };
+    this.own.publish(message, "", delaySeconds, now);
   }
 
   // ---- subscribe --------------------------------------------------------------------------------------------------
@@ -298,8 +321,12 @@ export class Broker {
     }
     const changes: RouteChange[] = [];
     for (const { subscription } of wanted) {
+      const { filter } = subscription;
+      // What waits is sent as it was subscribed.
+      this.sessions.keepOwn(session, filter, Infinity);
       session.subscribe(subscription);
-      const change = this.table.add(session, subscription, true);
+      const loggedSince = this.loggedSince(session, subscription);
+      const change = this.table.add(filter, { sessionId: session.id, loggedSince });
       if (change) changes.push(change);
     }
     const failed = new Set<string>();
@@ -310,27 +337,46 @@ export class Broker {
     session.subscribing++;
     this.core.outbox.add(fenceRecord(), (reasonCode) => {
       session.subscribing--;
-      if (!this.sessions.has(session)) return;
-      // The client has left meanwhile: the session is to be saved and let go.
-      if (!session.connected) session.changed();
-      for (const { index, subscription, isNew } of wanted) {
-        const current = session.subscriptions.get(subscription.filter);
-        if (current && this.retained.wants(subscription, isNew))
-          session.retainedReads.push({ subscription: current, after: undefined });
-        // Another SUBSCRIBE has replaced it meanwhile.
-        if (current !== subscription) continue;
-        if (reasonCode === undefined || failed.has(subscription.filter)) {
-          codes[index] = ReasonCode.UnspecifiedError;
-          this.removeSubscription(session, subscription.filter);
-          continue;
-        }
-        this.store.putSubscription(session.id, subscription);
-      }
-      connection.channel.handleSubscribed(packetId, codes);
-      connection.perform();
-      this.touch(session);
-      this.retained.read(session);
+      const isKnown = ({ filter }: Subscription) => reasonCode !== undefined && !failed.has(filter);
+      if (this.sessions.has(session)) this.#handleSubscribed(connection, session, packetId, codes, wanted, isKnown);
+      for (const { subscription } of wanted) this.table.saved(subscription.filter);
     });
+  }
+
+  /** @param isKnown whether the core knows the route of a subscription */
+  #handleSubscribed(
+    connection: Connection,
+    session: Session,
+    packetId: number,
+    codes: number[],
+    wanted: readonly Wanted[],
+    isKnown: (subscription: Subscription) => boolean,
+  ): void {
+    // The client has left meanwhile: the session is to be saved and let go.
+    if (!session.connected) session.changed();
+    for (const { index, subscription, isNew } of wanted) {
+      const { filter } = subscription;
+      const current = session.subscriptions.get(filter);
+      if (current && this.retained.wants(subscription, isNew)) session.readRetained(filter);
+      // Another SUBSCRIBE has replaced it meanwhile.
+      if (current !== subscription) continue;
+      if (isKnown(subscription))
+        this.store.putSubscription(session.id, subscription, this.table.loggedSince(filter, session.id));
+      else {
+        codes[index] = ReasonCode.UnspecifiedError;
+        this.removeSubscription(session, filter);
+      }
+    }
+    connection.channel.handleSubscribed(packetId, codes);
+    connection.perform();
+    this.touch(session);
+    this.retained.read(session);
+  }
+
+  /** Where in the log a subscription made now begins; undefined: what it is to get is not logged. */
+  loggedSince({ durable }: Session, { filter, qos }: Subscription): number | undefined {
+    const isLogged = durable && qos > 0 && parseShared(filter).group === undefined;
+    return isLogged ? this.sequence.last : undefined;
   }
 
   unsubscribe(connection: Connection, packetId: number, filters: readonly string[]): void {
@@ -343,9 +389,11 @@ export class Broker {
   }
 
   removeSubscription(session: Session, filter: string): boolean {
+    this.sessions.keepOwn(session, filter, Infinity);
     if (!session.unsubscribe(filter)) return false;
+    this.changeRoutes([this.table.remove(filter, session.id)]);
     this.store.deleteSubscription(session.id, filter);
-    this.changeRoutes([this.table.remove(session.id, filter)]);
+    this.log.handleReaderLeft(filter);
     this.touch(session);
     return true;
   }
@@ -361,72 +409,6 @@ export class Broker {
       // A route is state: until the core has heard it, it is told again, as it is then.
       if (reasonCode === undefined) this.#changeRoute(this.table.routeOf(change.key), () => {});
     });
-  }
-
-  // ---- dispatch: core -> sessions -> sockets ----------------------------------------------------------------------
-
-  /** @returns one reason code a record, see `NodeRpc.forward`. */
-  dispatch(batch: Uint8Array): Uint8Array {
-    const now = Date.now();
-    const codes: number[] = [];
-    for (const record of readForwarded(batch))
-      codes.push(record.kind === "fence" ? ReasonCode.Success : this.#dispatchOne(record, now));
-    this.sessions.saveUrgent();
-    return Uint8Array.from(codes);
-  }
-
-  #dispatchOne({ message: received, matched }: Extract<Forwarded, { kind: "forward" }>, now: number): ReasonCode {
-    const message = received.qos === 0 ? received : detached(received);
-    for (const { key } of matched) {
-      if (this.table.has(key)) continue;
-      // Its last subscriber left while the message was under way, or a crash left the route at the core.
-      this.changeRoutes([{ kind: "remove", key }]);
-      if (parseShared(key).group !== undefined) return ReasonCode.NoMatchingSubscribers;
-    }
-    const forms = new PublishForms(message, now);
-    this.table.dispatch(message, matched, ({ subscriber, qos, retain, subscriptionIds, shared }) => {
-      try {
-        this.deliver(subscriber.id, { message, qos, retain, subscriptionIds, shared }, now, forms);
-      } catch (error) {
-        // One session's failure is not the others' (G5).
-        this.metrics.add("delivery.dropped");
-        this.connectionOf(subscriber.id)?.fail(error);
-      }
-    });
-    return ReasonCode.Success;
-  }
-
-  /** @param forms the message's encodings, shared with its other subscribers. */
-  deliver(sessionId: number, delivery: Delivery, now: number, forms = new PublishForms(delivery.message, now)): void {
-    const connection = this.connectionOf(sessionId);
-    if (this.#authorizesDeliveries && !this.#mayReceive(sessionId, delivery.message.topic))
-      return this.metrics.add("delivery.dropped.not_authorized");
-    if (delivery.qos === 0) {
-      if (!connection?.session) return this.metrics.add("delivery.dropped.qos0_msg");
-      connection.sendPublish(delivery, 0, false, forms);
-      return;
-    }
-    const session = this.sessions.byId(sessionId);
-    if (!session) return;
-    const isRepeatable = delivery.qos === 2 && !delivery.retain && session.durable;
-    if (isRepeatable && !this.store.addKnown(sessionId, deliveryKey(delivery), now)) return;
-    const { seq, dropped } = session.enqueue(delivery, this.settings.mqtt.max_mqueue_len);
-    if (session.durable || session.queueIsLong) {
-      this.store.putDelivery(session.id, seq, delivery);
-      session.written(seq);
-    }
-    if (dropped.length > 0) {
-      this.metrics.add("delivery.dropped.queue_full", dropped.length);
-      this.store.deleteDeliveries(session.id, dropped);
-    }
-    if (connection) connection.pump(now, forms);
-    else this.touch(session);
-  }
-
-  /** A subscription to "#" is granted where "secret/#" is denied: what it must not see is kept back here. */
-  #mayReceive(sessionId: number, topic: string): boolean {
-    const session = this.sessions.byId(sessionId);
-    return session !== undefined && authorize(this.settings.authorization, session, "subscribe", topic);
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
@@ -451,15 +433,15 @@ export class Broker {
   }
 
   stats(): NodeStats {
-    const sessions = this.store.count();
+    const { all, shared } = this.store.subscriptionCounts();
     return {
       startedAt: this.#startedAt,
       stats: {
         "connections.count": this.connectionCount,
         "live_connections.count": this.#sockets.size,
-        "sessions.count": sessions,
-        "subscriptions.count": this.table.size,
-        "subscriptions.shared.count": this.table.sharedSize,
+        "sessions.count": this.store.count(),
+        "subscriptions.count": all,
+        "subscriptions.shared.count": shared,
       },
       metrics: this.metrics.all(),
     };

@@ -10,10 +10,13 @@
  * The taker adds the session's routes before it asks for the messages, and the giver forgets last: make before break.
  */
 import type { NodeName } from "../../cluster/name.ts";
+import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { OpenRequest } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
+import { MessageIdSet } from "../../mqtt/message-id-set.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import { atNoTime, type Session } from "../../mqtt/session.ts";
+import { atNoTime, type Checkpoint, type Session, type Subscription } from "../../mqtt/session.ts";
+import { parseShared } from "../../mqtt/topic.ts";
 import {
   fenceRecord,
   openedRecord,
@@ -25,7 +28,7 @@ import {
 } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
-import { deliveryKey, readDelivery } from "./session-store.ts";
+import { readDelivery, writeDelivery } from "./session-store.ts";
 import { takenOver, type Sessions } from "./sessions.ts";
 
 /** A connection on its way to its session. */
@@ -37,6 +40,16 @@ interface Opening {
   /** The one that this one waits for before it claims. */
   before: Opening | undefined;
   superseded: boolean;
+}
+
+/** A session on its way here. */
+interface Adoption {
+  readonly session: Session;
+  readonly epoch: number;
+  readonly previous: NodeName;
+  readonly moved: MovedSession;
+  /** Of the numbers kept free for what the previous node gives. */
+  readonly firstSeq: number;
 }
 
 export class Claims {
@@ -57,7 +70,7 @@ export class Claims {
 
   async open(connection: Connection, request: OpenRequest): Promise<void> {
     const { clientId } = request.facts;
-    if (!this.#sessions.byClientId(clientId) && this.#broker.store.count() >= limits.sessionsPerNodeMax)
+    if (!this.#sessions.byClientId(clientId) && !this.#broker.store.hasRoom())
       return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
     const before = this.#openings.get(clientId);
     if (before) supersede(before);
@@ -106,7 +119,7 @@ export class Claims {
     session.epoch = epoch;
     if (connection.closed) {
       // The client left while its session was sought: what there is stays, as after any lost connection.
-      if (session.detached) broker.store.save(session);
+      if (session.detached) this.#sessions.save([session]);
       else this.#sessions.end(session);
       return;
     }
@@ -118,10 +131,9 @@ export class Claims {
     session.will = request.will;
     session.attach(facts.receiveMaximum);
     broker.bind(session, connection, facts);
-    broker.changeRoutes(broker.table.setConnected(session.id, session.subscriptions.keys(), true));
-    if (sessionPresent) broker.store.save(session);
-    else broker.store.insert(session);
-    broker.store.saveConnection(session.id, { facts, aliases: [] });
+    broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
+    this.#sessions.save([session]);
+    broker.store.putConnection(session.id, { facts, aliases: [] });
     if (holders.length > 0 && isAllHere) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
@@ -164,9 +176,8 @@ export class Claims {
       this.#sessions.end(session);
       return { kind: "none" };
     }
-    // The new connection comes before the will's delay is over. [MQTT-3.1.3-9]
-    session.will = undefined;
-    this.#sessions.save(session);
+    // Its will stays until the session is gone from here: only a connection that is made calls it off. [MQTT-3.1.3-9]
+    this.#sessions.save([session]);
     return {
       kind: "session",
       session: {
@@ -180,30 +191,50 @@ export class Claims {
     };
   }
 
-  takeOverKnown(clientId: string, epoch: number): string[] {
+  takeOverKnown(clientId: string, epoch: number): Uint8Array {
     const session = this.#sessions.byClientId(clientId);
-    return !session || session.epoch > epoch ? [] : this.#broker.store.knownKeys(session.id);
+    if (!session || session.epoch > epoch) return new Uint8Array();
+    const known = this.#broker.known.latest(Date.now());
+    if (session.known) known.addAll(session.known);
+    const writer = new ByteWriter();
+    known.write(writer);
+    return writer.take();
   }
 
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): StoredDelivery[] {
     const session = this.#sessions.byClientId(clientId);
-    if (!session || session.epoch > epoch) return [];
-    return this.#broker.store.page(session.id, afterSeq, limits.pageBytesMax);
+    return !session || session.epoch > epoch ? [] : this.#page(session, afterSeq, limits.pageBytesMax);
+  }
+
+  /** What waits for a session behind a number, at least one message if there is any. */
+  #page(session: Session, afterSeq: number, bytesMax: number): StoredDelivery[] {
+    const load = this.#broker.dispatcher.load(session, Date.now());
+    const page: StoredDelivery[] = [];
+    let bytes = 0;
+    for (const { seq, filter, delivery } of session.waiting()) {
+      if (seq <= afterSeq) continue;
+      const found = delivery ?? load({ seq, filter });
+      if (!found) continue;
+      const stored = { seq, delivery: writeDelivery(new ByteWriter(), found) };
+      bytes += stored.delivery.length;
+      if (page.length > 0 && bytes > bytesMax) break;
+      page.push(stored);
+    }
+    return page;
   }
 
   takeOverDone(clientId: string, epoch: number, afterSeq: number): void {
     const session = this.#sessions.byClientId(clientId);
     if (!session || session.connected || session.epoch >= epoch) return;
-    const { store } = this.#broker;
-    const late = store.page(session.id, afterSeq, Infinity).map(({ delivery }) => readDelivery(delivery));
+    const late = this.#page(session, afterSeq, Infinity).map(({ delivery }) => readDelivery(delivery));
     this.#sessions.forget(session);
     for (const delivery of late) this.#broker.passOn(delivery);
   }
 
   /**
    * Takes the session in, its routes first: what is published meanwhile comes here too, numbered behind all that the
-   * previous node can have, and what came to both is told by its message id.
-   * @returns the number of the last message that the previous node gave.
+   * previous node gives, and what came to both is told by its message id.
+   * @returns the number that the last message had on the previous node.
    */
   async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<number> {
     if (moved.version !== rpcVersion)
@@ -211,60 +242,73 @@ export class Claims {
     const broker = this.#broker;
     const old = this.#sessions.byClientId(clientId);
     if (old) this.#sessions.forget(old);
-    const arrivalsFrom = moved.checkpoint.nextSeq + limits.seqsPerMove;
     const session = this.#sessions.create(clientId);
     session.expiryInterval = moved.expiryInterval;
+    session.durable = true;
     session.username = moved.username;
     session.epoch = epoch;
     session.adopting = true;
     session.detach(Date.now());
-    session.restore({ ...moved.checkpoint, nextSeq: arrivalsFrom }, []);
+    const adoption: Adoption = { session, epoch, previous, moved, firstSeq: broker.sequence.take(limits.seqsPerMove) };
     for (const subscription of moved.subscriptions) {
       session.subscribe(subscription);
-      broker.changeRoutes([broker.table.add(session, subscription, false)]);
+      // A share group's message goes to one member alone: it is to be one that is whole.
+      if (parseShared(subscription.filter).group === undefined) this.#addToTable(session, subscription);
     }
     try {
-      return await this.#moveMessages(session, epoch, previous, moved, arrivalsFrom);
+      return await this.#moveMessages(adoption);
     } catch (error) {
       // Half a session is none: the registry remembers who has it whole.
       this.#sessions.forget(session);
       throw error;
+    } finally {
+      for (const { filter } of moved.subscriptions) broker.table.saved(filter);
     }
   }
 
-  async #moveMessages(
-    session: Session,
-    epoch: number,
-    previous: NodeName,
-    moved: MovedSession,
-    arrivalsFrom: number,
-  ): Promise<number> {
+  #addToTable(session: Session, subscription: Subscription): void {
+    const { table } = this.#broker;
+    const loggedSince = this.#broker.loggedSince(session, subscription);
+    this.#broker.changeRoutes([table.add(subscription.filter, { sessionId: session.id, loggedSince })]);
+  }
+
+  async #moveMessages({ session, epoch, previous, moved, firstSeq }: Adoption): Promise<number> {
     const broker = this.#broker;
     const { clientId } = session;
     await broker.core.outbox.addAndWait(fenceRecord());
     await broker.core.settled(previous);
     const node = broker.host.nodeAt(previous);
     // Before the messages: what is known later is in a page, or comes here by the new route.
-    const known = await node.takeOverKnown(clientId, epoch);
-    const given = new Set<string>();
-    let afterSeq = 0;
+    const known = MessageIdSet.read(new ByteReader(await node.takeOverKnown(clientId, epoch)));
+    /** Numbers there to numbers here. */
+    const seqs = new Map<number, number>();
+    let lastSeq = 0;
     for (;;) {
-      const page = await node.takeOverMessages(clientId, epoch, afterSeq);
+      const page = await node.takeOverMessages(clientId, epoch, lastSeq);
       if (page.length === 0) break;
-      for (const stored of page) given.add(broker.store.putStored(session.id, stored));
-      afterSeq = page.at(-1)!.seq;
+      for (const { seq, delivery } of page) {
+        const here = firstSeq + seqs.size;
+        seqs.set(seq, here);
+        const { message, shared } = broker.store.putStored(session.id, { seq: here, delivery });
+        known.add(message.id, shared);
+        lastSeq = seq;
+      }
     }
     // All that came to both nodes has come here too when what was routed by now is here.
     await broker.core.settled(broker.name);
-    const now = Date.now();
-    for (const key of known) if (!broker.store.addKnown(session.id, key, now)) given.add(key);
-    for (const { seq, delivery } of broker.store.page(session.id, arrivalsFrom - 1, Infinity))
-      if (given.has(deliveryKey(readDelivery(delivery)))) broker.store.deleteDeliveries(session.id, [seq]);
-    for (const subscription of moved.subscriptions) broker.store.putSubscription(session.id, subscription);
-    broker.store.insert(session);
+    // What came here meanwhile is in the log, and told apart when it is read.
+    session.known = known;
+    session.restore(renumbered(moved.checkpoint, seqs, firstSeq), []);
+    for (const subscription of session.subscriptions.values()) {
+      if (parseShared(subscription.filter).group !== undefined) this.#addToTable(session, subscription);
+      broker.store.putSubscription(session.id, subscription, broker.table.loggedSince(subscription.filter, session.id));
+    }
+    broker.store.put(session);
+    broker.store.putKnown(session, Date.now());
+    broker.store.putCheckpoints([session]);
     if (session.expiresAt !== atNoTime) broker.host.ringAt(session.expiresAt);
     this.#sessions.unload(session); // to be loaded anew, with all its messages
-    return afterSeq;
+    return lastSeq;
   }
 
   /** The session is here now, whether the giver's answer comes or not. @returns whether it came. */
@@ -275,6 +319,16 @@ export class Claims {
       () => false,
     );
   }
+}
+
+/** A checkpoint with the numbers that a session's messages have here, the first of them `firstSeq`. */
+function renumbered(checkpoint: Checkpoint, seqs: ReadonlyMap<number, number>, firstSeq: number): Checkpoint {
+  const inflight = checkpoint.inflight.flatMap((entry) => {
+    const seq = entry.state === "pubrel" ? firstSeq : seqs.get(entry.seq);
+    return seq === undefined ? [] : [{ ...entry, seq }];
+  });
+  const sent = inflight.filter(({ state }) => state === "publish").map(({ seq }) => seq);
+  return { ...checkpoint, inflight, sentUpTo: Math.max(firstSeq - 1, ...sent) };
 }
 
 function supersede(opening: Opening): void {

@@ -212,7 +212,7 @@ export class Connection {
   pump(now: number, forms?: PublishForms): void {
     const { session } = this;
     if (!session || this.closed) return;
-    const load = (seq: number) => this.#broker.store.loadDelivery(session.id, seq);
+    const load = this.#broker.dispatcher.load(session, now);
     for (let next = session.nextToSend(now, load); next; next = session.nextToSend(now, load)) {
       if (next.kind === "pubrel") {
         const { version } = this.facts!;

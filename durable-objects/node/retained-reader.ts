@@ -41,23 +41,30 @@ export class RetainedReader {
     while (session.connected && session.queued === 0) {
       const [read] = session.retainedReads;
       if (!read) return;
-      const page = await core.retained(read.subscription.filter, read.after, messagesMax);
+      const page = await core.retained(read.filter, read.after, messagesMax);
       if (session.retainedReads[0] !== read || !session.connected) continue;
+      const subscription = session.subscriptions.get(read.filter);
+      if (!subscription) {
+        session.forgetRetainedRead(read.filter);
+        continue;
+      }
       const next: RetainedRead = { ...read, after: page.next };
       session.retainedReads = [...(page.next === undefined ? [] : [next]), ...session.retainedReads.slice(1)];
       // A transient session has nothing to read on with after a crash, and what sleep needs is written with its queue.
       if (session.durable) session.changed();
       const reader = new ByteReader(page.messages);
-      while (!reader.done) this.#deliver(session, read, detached(readMessage(reader)));
+      while (!reader.done) this.#deliver(session, subscription, detached(readMessage(reader)));
       this.#broker.touch(session);
     }
   }
 
-  #deliver(session: Session, { subscription }: RetainedRead, message: Message): void {
+  #deliver(session: Session, subscription: Subscription, message: Message): void {
+    const { dispatcher } = this.#broker;
     if (subscription.noLocal && message.from === session.clientId) return;
     const subscriptionIds = subscription.subscriptionId === 0 ? [] : [subscription.subscriptionId];
     const qos = Math.min(message.qos, subscription.qos) as QoS;
     // [MQTT-3.3.1-8]
-    this.#broker.deliver(session.id, { message, qos, retain: true, subscriptionIds, shared: undefined }, Date.now());
+    const delivery = { message, qos, retain: true, subscriptionIds, shared: undefined };
+    if (dispatcher.mayReceive(session, message.topic)) dispatcher.deliver(session, delivery, Date.now());
   }
 }

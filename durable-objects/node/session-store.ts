@@ -1,32 +1,36 @@
 /**
  * The sessions of a node on its disk.
  *
- *   session       one row each: who, when it is due, its checkpoint, and the facts of an open connection
- *   subscription  one row per filter
- *   queue         one row per message that a session has not acknowledged, by rising `seq`
- *   known         one row per QoS 2 message that a durable session has been given, acknowledged or not, for some time:
- *                 a batch whose answer was lost comes again, and so does what a publisher was not answered before a crash
+ *   session       one row each: who, when it is due, its will
+ *   connection    one row per open connection: a session that has one and no socket has lost it in a crash
+ *   subscription  one row per session and filter; `logged_since`: the node's log has its messages from behind this number
+ *   queue         one row per message that waits for one session alone: a share group's, a retained one, one that came
+ *                 from another node, and what a transient session cannot hold in memory
  *
- * A checkpoint may be older than the queue: rows up to its `sentUpTo` count only when it names them as inflight, rows
- * beyond it are queued. So a message is written once when it comes and deleted some time after its acknowledgement, and
- * acknowledgements cost no row of their own.
- *
- * What is on disk may have been written by an older version: a new field of the checkpoint has a default where it is read.
+ * The rest of a session is in its checkpoint (checkpoints.ts) and the log (message-log.ts). A checkpoint may be older than
+ * these: messages up to its `sentUpTo` count only when it names them as inflight, later ones are queued. So a message is
+ * written once when it comes, and acknowledgements cost no row of their own.
  */
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { ConnectionFacts } from "../../mqtt/channel.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
+import { MessageIdSet } from "../../mqtt/message-id-set.ts";
+import type { Subscriber } from "../../cluster/subscription-table.ts";
+import type { Sql } from "../counted-sql.ts";
 import type { StoredDelivery } from "../rpc.ts";
 import {
   atNoTime,
+  neededFrom,
   Session,
-  type Checkpoint,
   type Delivery,
+  type Place,
   type StoredMessage,
   type Subscription,
   type Will,
 } from "../../mqtt/session.ts";
+import { Checkpoints } from "./checkpoints.ts";
+import { merged, type MessageLog } from "./message-log.ts";
 
 /** What a connection needs to go on after the object slept. */
 export interface StoredConnection {
@@ -34,68 +38,30 @@ export interface StoredConnection {
   readonly aliases: readonly (readonly [number, string])[];
 }
 
-const schema = `
-CREATE TABLE IF NOT EXISTS session (
-  id INTEGER PRIMARY KEY,
-  client_id TEXT NOT NULL UNIQUE,
-  epoch INTEGER NOT NULL,
-  username TEXT,
-  connected INTEGER NOT NULL,
-  expiry_interval INTEGER NOT NULL,
-  expires_at INTEGER NOT NULL,
-  will_at INTEGER NOT NULL,
-  due_at INTEGER,
-  will BLOB,
-  checkpoint TEXT NOT NULL,
-  connection TEXT
-);
-CREATE INDEX IF NOT EXISTS session_due ON session (due_at) WHERE due_at IS NOT NULL;
-CREATE TABLE IF NOT EXISTS subscription (
-  session INTEGER NOT NULL,
-  filter TEXT NOT NULL,
-  options INTEGER NOT NULL,
-  subscription_id INTEGER NOT NULL,
-  PRIMARY KEY (session, filter)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS queue (
-  session INTEGER NOT NULL,
-  seq INTEGER NOT NULL,
-  bytes INTEGER NOT NULL,
-  qos INTEGER NOT NULL,
-  shared INTEGER NOT NULL,
-  delivery BLOB NOT NULL,
-  PRIMARY KEY (session, seq)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS known (
-  session INTEGER NOT NULL,
-  key TEXT NOT NULL,
-  at INTEGER NOT NULL,
-  PRIMARY KEY (session, key)
-) WITHOUT ROWID;
-`;
-
 type SessionRow = {
   id: number;
   client_id: string;
   epoch: number;
   username: string | null;
-  connected: number;
+  durable: number;
   expiry_interval: number;
   expires_at: number;
   will_at: number;
   will: ArrayBuffer | null;
-  checkpoint: string;
+  known: ArrayBuffer | null;
+  connected: number;
 };
 
 export class SessionStore {
-  readonly #sql: SqlStorage;
+  readonly #sql: Sql;
+  readonly #log: MessageLog;
+  readonly #checkpoints: Checkpoints;
   readonly #writer = new ByteWriter();
-  #count: number | undefined;
-  #forgotAt = 0;
 
-  constructor(sql: SqlStorage) {
+  constructor(sql: Sql, log: MessageLog) {
     this.#sql = sql;
-    sql.exec(schema);
+    this.#log = log;
+    this.#checkpoints = new Checkpoints(sql);
   }
 
   /** The next free short name of a session. */
@@ -107,86 +73,105 @@ export class SessionStore {
   clear(id: number): void {
     this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
     this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
-    this.#sql.exec("DELETE FROM known WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM connection WHERE session = ?", id);
+    this.#checkpoints.delete(id);
   }
 
-  load(clientId: string): Session | undefined {
-    return this.#load(this.#sql.exec<SessionRow>("SELECT * FROM session WHERE client_id = ?", clientId).toArray()[0]);
+  load(clientId: string, now: number): Session | undefined {
+    return this.#load("client_id = ?", clientId, now);
   }
 
-  loadById(id: number): Session | undefined {
-    return this.#load(this.#sql.exec<SessionRow>("SELECT * FROM session WHERE id = ?", id).toArray()[0]);
+  loadById(id: number, now: number): Session | undefined {
+    return this.#load("id = ?", id, now);
   }
 
-  #load(row: SessionRow | undefined): Session | undefined {
+  #load(where: string, binding: string | number, now: number): Session | undefined {
+    const row = this.#sql
+      .exec<SessionRow>(
+        `SELECT session.*, connection.session IS NOT NULL AS connected
+           FROM session LEFT JOIN connection ON connection.session = session.id WHERE ${where}`,
+        binding,
+      )
+      .toArray()[0];
     if (!row) return undefined;
     const session = new Session(row.id, row.client_id);
     session.epoch = row.epoch;
     session.username = row.username ?? undefined;
     session.connected = row.connected === 1;
+    session.durable = row.durable === 1;
     session.expiryInterval = row.expiry_interval;
     session.expiresAt = row.expires_at;
     session.willAt = row.will_at;
     session.will = row.will ? readWill(new Uint8Array(row.will)) : undefined;
-    const checkpoint = JSON.parse(row.checkpoint) as Checkpoint;
-    const stored = this.#sql.exec<{ seq: number; bytes: number; qos: number; shared: number }>(
-      "SELECT seq, bytes, qos, shared FROM queue WHERE session = ? ORDER BY seq",
-      row.id,
-    );
-    session.restore(checkpoint, storedMessages(stored));
-    for (const { subscription } of this.#subscriptions("WHERE session = ?", row.id)) session.subscribe(subscription);
-    session.dirty = false;
+    session.known = row.known ? readKnown(new Uint8Array(row.known), now) : undefined;
+    for (const subscription of this.#subscriptionsOf(row.id)) session.subscribe(subscription);
+    const checkpoint = this.#checkpoints.get(row.id);
+    const logged = this.#log.waiting(row.id, neededFrom(checkpoint), now);
+    session.restore(checkpoint, merged(this.#queued(row.id), logged));
+    session.rowDirty = session.dirty = false;
     return session;
   }
 
-  /** Writes a new session's row. */
-  insert(session: Session): void {
-    const before = this.count();
-    this.save(session);
-    this.#count = before + 1;
-  }
-
-  /** Writes all of a session but its messages and subscriptions. */
-  save(session: Session): void {
+  /** Writes a session's row, new or changed. */
+  put(session: Session): void {
     const due = [session.willAt, session.expiresAt].filter((at) => at > 0 && at !== atNoTime);
     this.#sql.exec(
-      `INSERT INTO session (id, client_id, epoch, username, connected, expiry_interval, expires_at, will_at, due_at, will, checkpoint)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+      `INSERT INTO session (id, client_id, epoch, username, durable, expiry_interval, expires_at, will_at, due_at, will)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch, username = excluded.username,
-         connected = excluded.connected, expiry_interval = excluded.expiry_interval, expires_at = excluded.expires_at,
-         will_at = excluded.will_at, due_at = excluded.due_at, will = excluded.will, checkpoint = excluded.checkpoint`,
+         durable = excluded.durable, expiry_interval = excluded.expiry_interval, expires_at = excluded.expires_at,
+         will_at = excluded.will_at, due_at = excluded.due_at, will = excluded.will`,
       session.id,
       session.clientId,
       session.epoch,
       session.username ?? null,
-      session.connected ? 1 : 0,
+      session.durable ? 1 : 0,
       session.expiryInterval,
       session.expiresAt,
       session.willAt,
       session.connected || due.length === 0 ? null : Math.min(...due),
       session.will ? writeWill(this.#writer, session.will) : null,
-      JSON.stringify(session.checkpoint()),
     );
-    session.dirty = false;
-    session.urgent = false;
+    if (!session.connected) this.#sql.exec("DELETE FROM connection WHERE session = ?", session.id);
+    session.rowDirty = false;
   }
 
-  saveConnection(id: number, connection: StoredConnection): void {
-    this.#sql.exec("UPDATE session SET connection = ? WHERE id = ?", JSON.stringify(connection), id);
+  putKnown({ id, known }: Session, now: number): void {
+    const bytes = known ? writeKnown(this.#writer, known, now) : null;
+    this.#sql.exec("UPDATE session SET known = ? WHERE id = ?", bytes, id);
+  }
+
+  putCheckpoints(sessions: readonly Session[]): void {
+    const checkpoints = sessions.map((session) => [session.id, session.checkpoint()] as const);
+    this.#checkpoints.put(checkpoints);
+    for (const [index, session] of sessions.entries()) {
+      session.neededFrom = neededFrom(checkpoints[index]![1]);
+      session.dirty = session.urgent = false;
+    }
+  }
+
+  /** From which number on a session that is not in memory needs its messages on disk. */
+  neededFrom(id: number): number {
+    return neededFrom(this.#checkpoints.get(id));
+  }
+
+  /** Whether one that is not in memory has sent messages among these that its client has not acknowledged. */
+  hasInflight(id: number, upTo: number): boolean {
+    return this.#checkpoints.get(id).inflight.some(({ seq, state }) => state === "publish" && seq <= upTo);
+  }
+
+  putConnection(id: number, connection: StoredConnection): void {
+    this.#sql.exec("INSERT OR REPLACE INTO connection VALUES (?, ?)", id, JSON.stringify(connection));
   }
 
   loadConnection(id: number): StoredConnection | undefined {
-    const row = this.#sql
-      .exec<{ connection: string | null }>("SELECT connection FROM session WHERE id = ?", id)
-      .toArray()[0];
-    return row?.connection ? (JSON.parse(row.connection) as StoredConnection) : undefined;
+    const row = this.#sql.exec<{ facts: string }>("SELECT facts FROM connection WHERE session = ?", id).toArray()[0];
+    return row && (JSON.parse(row.facts) as StoredConnection);
   }
 
   delete(id: number): void {
-    const before = this.count();
     this.clear(id);
-    const { rowsWritten } = this.#sql.exec("DELETE FROM session WHERE id = ?", id);
-    if (rowsWritten > 0) this.#count = before - 1;
+    this.#sql.exec("DELETE FROM session WHERE id = ?", id);
   }
 
   // ---- deadlines --------------------------------------------------------------------------------------------------
@@ -210,83 +195,93 @@ export class SessionStore {
 
   /** The sessions that disk calls connected. */
   connectedIds(): number[] {
-    return [...this.#sql.exec<{ id: number }>("SELECT id FROM session WHERE connected = 1")].map((row) => row.id);
+    return [...this.#sql.exec<{ session: number }>("SELECT session FROM connection")].map((row) => row.session);
   }
 
-  /** Sessions of this node: counted once, then kept. */
+  /** Whether another session has room; they are counted only when there may be too many. */
+  hasRoom(): boolean {
+    return this.nextId() <= limits.sessionsPerNodeMax || this.count() < limits.sessionsPerNodeMax;
+  }
+
   count(): number {
-    this.#count ??= this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM session").one().n;
-    return this.#count;
+    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM session").one().n;
   }
 
   // ---- subscriptions ----------------------------------------------------------------------------------------------
 
-  putSubscription(sessionId: number, { filter, subscriptionId, ...options }: Subscription): void {
+  /** @param loggedSince see `Subscriber`. */
+  putSubscription(
+    sessionId: number,
+    { filter, subscriptionId, ...options }: Subscription,
+    loggedSince: number | undefined,
+  ): void {
     const bits =
       options.qos | (options.noLocal ? 4 : 0) | (options.retainAsPublished ? 8 : 0) | (options.retainHandling << 4);
-    this.#sql.exec("INSERT OR REPLACE INTO subscription VALUES (?, ?, ?, ?)", sessionId, filter, bits, subscriptionId);
+    this.#sql.exec(
+      "INSERT OR REPLACE INTO subscription VALUES (?, ?, ?, ?, ?)",
+      filter,
+      sessionId,
+      bits,
+      subscriptionId,
+      loggedSince ?? null,
+    );
   }
 
   deleteSubscription(sessionId: number, filter: string): void {
-    this.#sql.exec("DELETE FROM subscription WHERE session = ? AND filter = ?", sessionId, filter);
+    this.#sql.exec("DELETE FROM subscription WHERE filter = ? AND session = ?", filter, sessionId);
   }
 
-  /** Every subscription of the node, for its table. */
-  *allSubscriptions(): Generator<{
-    sessionId: number;
-    clientId: string;
-    connected: boolean;
-    subscription: Subscription;
-  }> {
-    const sessions = new Map<number, { clientId: string; connected: boolean }>();
-    for (const row of this.#sql.exec<{ id: number; client_id: string; connected: number }>(
-      "SELECT id, client_id, connected FROM session",
-    ))
-      sessions.set(row.id, { clientId: row.client_id, connected: row.connected === 1 });
-    for (const { sessionId, subscription } of this.#subscriptions("")) {
-      const session = sessions.get(sessionId);
-      if (session) yield { sessionId, ...session, subscription };
-    }
-  }
-
-  *#subscriptions(where: string, ...bindings: number[]): Generator<{ sessionId: number; subscription: Subscription }> {
-    const rows = this.#sql.exec<{ session: number; filter: string; options: number; subscription_id: number }>(
-      `SELECT session, filter, options, subscription_id FROM subscription ${where}`,
-      ...bindings,
+  *subscribers(filter: string): Generator<Subscriber> {
+    const rows = this.#sql.exec<{ session: number; logged_since: number | null }>(
+      "SELECT session, logged_since FROM subscription WHERE filter = ?",
+      filter,
     );
-    for (const row of rows)
+    for (const { session, logged_since } of rows) yield { sessionId: session, loggedSince: logged_since ?? undefined };
+  }
+
+  *#subscriptionsOf(sessionId: number): Generator<Subscription> {
+    const rows = this.#sql.exec<{ filter: string; options: number; subscription_id: number }>(
+      "SELECT filter, options, subscription_id FROM subscription WHERE session = ?",
+      sessionId,
+    );
+    for (const { filter, options, subscription_id } of rows)
       yield {
-        sessionId: row.session,
-        subscription: {
-          filter: row.filter,
-          qos: (row.options & 3) as QoS,
-          noLocal: (row.options & 4) !== 0,
-          retainAsPublished: (row.options & 8) !== 0,
-          retainHandling: (row.options >> 4) as 0 | 1 | 2,
-          subscriptionId: row.subscription_id,
-        },
+        filter,
+        qos: (options & 3) as QoS,
+        noLocal: (options & 4) !== 0,
+        retainAsPublished: (options & 8) !== 0,
+        retainHandling: (options >> 4) as 0 | 1 | 2,
+        subscriptionId: subscription_id,
       };
   }
 
-  // ---- messages ---------------------------------------------------------------------------------------------------
+  /** Of all sessions. */
+  subscriptionCounts(): { all: number; shared: number } {
+    return this.#sql
+      .exec<{ all: number; shared: number }>(
+        `SELECT count(*) AS "all", count(*) FILTER (WHERE filter LIKE '$share/%' OR filter LIKE '$queue/%') AS shared
+           FROM subscription`,
+      )
+      .one();
+  }
+
+  // ---- messages of one session alone ------------------------------------------------------------------------------
 
   putDelivery(sessionId: number, seq: number, delivery: Delivery): void {
     this.putStored(sessionId, { seq, delivery: writeDelivery(this.#writer, delivery) });
   }
 
-  /** @returns what tells the delivery from any other of the session: the message, and the share group it came by. */
-  putStored(sessionId: number, { seq, delivery }: StoredDelivery): string {
-    const { message, qos, shared } = readDelivery(delivery);
+  putStored(sessionId: number, { seq, delivery }: StoredDelivery): Delivery {
+    const read = readDelivery(delivery);
     this.#sql.exec(
-      "INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?, ?)",
+      "INSERT OR REPLACE INTO queue VALUES (?, ?, ?, ?, ?)",
       sessionId,
       seq,
-      messageBytes(message),
-      qos,
-      shared === undefined ? 0 : 1,
+      messageBytes(read.message),
+      read.shared === undefined ? 0 : 1,
       delivery,
     );
-    return deliveryKey({ message, shared });
+    return read;
   }
 
   loadDelivery(sessionId: number, seq: number): Delivery | undefined {
@@ -296,70 +291,36 @@ export class SessionStore {
     return row && readDelivery(new Uint8Array(row.delivery));
   }
 
-  deleteDeliveries(sessionId: number, seqs: Iterable<number>): void {
-    for (const seq of seqs) this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq = ?", sessionId, seq);
+  /** What is dropped of a session's queue; what the log has of it goes with the log. */
+  deleteDeliveries(sessionId: number, places: Iterable<Place>): void {
+    for (const { seq, filter } of places)
+      if (filter === undefined) this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq = ?", sessionId, seq);
   }
 
   deleteDeliveriesBelow(sessionId: number, seq: number): void {
-    this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq < ?", sessionId, seq);
+    const below = Math.min(seq, Number.MAX_SAFE_INTEGER);
+    this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq < ?", sessionId, below);
   }
 
-  /** Whether the delivery is new to the session; it is known from then on. */
-  addKnown(sessionId: number, key: string, now: number): boolean {
-    if (now - this.#forgotAt > limits.knownMs) {
-      this.#forgotAt = now;
-      this.#sql.exec("DELETE FROM known WHERE at < ?", now - limits.knownMs);
-    }
-    const { rowsWritten } = this.#sql.exec("INSERT OR IGNORE INTO known VALUES (?, ?, ?)", sessionId, key, now);
-    return rowsWritten > 0;
-  }
-
-  /** The latest that the session has been given, for a node that takes it over. */
-  knownKeys(sessionId: number): string[] {
-    const rows = this.#sql.exec<{ key: string }>(
-      "SELECT key FROM known WHERE session = ? ORDER BY at DESC LIMIT ?",
+  *#queued(sessionId: number): Generator<StoredMessage> {
+    const rows = this.#sql.exec<{ seq: number; bytes: number; shared: number }>(
+      "SELECT seq, bytes, shared FROM queue WHERE session = ?",
       sessionId,
-      limits.knownMovedMax,
     );
-    return [...rows].map((row) => row.key);
+    for (const { seq, bytes, shared } of rows) yield { seq, filter: undefined, bytes, shared: shared === 1 };
   }
-
-  /** One page of a session's messages by rising seq, at least one if there is any. */
-  page(sessionId: number, afterSeq: number, bytesMax: number): StoredDelivery[] {
-    const page: StoredDelivery[] = [];
-    let bytes = 0;
-    const rows = this.#sql.exec<{ seq: number; delivery: ArrayBuffer }>(
-      "SELECT seq, delivery FROM queue WHERE session = ? AND seq > ? ORDER BY seq",
-      sessionId,
-      afterSeq,
-    );
-    for (const row of rows) {
-      bytes += row.delivery.byteLength;
-      if (page.length > 0 && bytes > bytesMax) break;
-      page.push({ seq: row.seq, delivery: new Uint8Array(row.delivery) });
-    }
-    return page;
-  }
-}
-
-function* storedMessages(
-  rows: Iterable<{ seq: number; bytes: number; qos: number; shared: number }>,
-): Generator<StoredMessage> {
-  for (const { seq, bytes, qos, shared } of rows) yield { seq, bytes, qos: qos as QoS, shared: shared === 1 };
 }
 
 /** flags u8 (QoS, retain, shared), count u16 and subscription ids u32, the share key if any, the message. */
-function writeDelivery(writer: ByteWriter, { qos, retain, subscriptionIds, shared, message }: Delivery): Uint8Array {
+export function writeDelivery(
+  writer: ByteWriter,
+  { qos, retain, subscriptionIds, shared, message }: Delivery,
+): Uint8Array {
   writer.u8(qos | (retain ? 4 : 0) | (shared === undefined ? 0 : 8)).u16(subscriptionIds.length);
   for (const id of subscriptionIds) writer.u32(id);
   if (shared !== undefined) writer.string(shared);
   writeMessage(writer, message);
   return writer.take();
-}
-
-/** A message may come to a session twice, as a share group's member and by a subscription of its own. */
-export function deliveryKey({ message, shared }: Pick<Delivery, "message" | "shared">): string {
-  return `${message.id} ${shared ?? ""}`;
 }
 
 export function readDelivery(bytes: Uint8Array): Delivery {
@@ -395,4 +356,16 @@ function readWill(bytes: Uint8Array): Will {
     properties: reader.blob(),
     payload: reader.blob(),
   };
+}
+
+/** When it was given up u48, then the set: it is of no use any more when nobody repeats what it knows. */
+function writeKnown(writer: ByteWriter, known: MessageIdSet, now: number): Uint8Array {
+  writer.u48(now + limits.knownMs);
+  known.write(writer);
+  return writer.take();
+}
+
+function readKnown(bytes: Uint8Array, now: number): MessageIdSet | undefined {
+  const reader = new ByteReader(bytes);
+  return reader.u48() > now ? MessageIdSet.read(reader) : undefined;
 }

@@ -4,14 +4,14 @@
  * Memory is a cache: a session is loaded when something happens to it, and let go when nothing of it is in memory alone.
  * A durable session is written (checkpointed) at most `checkpointDelayMs` after a change, and at once where the protocol
  * says so (`urgent`). A transient session has nothing to survive but sleep: it is written when it has been quiet from one
- * look to the next.
+ * look to the next. When checkpoints have moved on, the log is trimmed of what nobody needs any more.
  */
-import type { RouteChange } from "../../cluster/subscription-table.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import { atNoTime, Session } from "../../mqtt/session.ts";
+import { atNoTime, Session, type Place } from "../../mqtt/session.ts";
 import { releaseRecord } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
+import type { Reader } from "./message-log.ts";
 
 export class Sessions {
   readonly #broker: Broker;
@@ -20,6 +20,8 @@ export class Sessions {
   /** Changed sessions, and the revision at the last look. */
   readonly #dirty = new Map<Session, number>();
   readonly #urgent = new Set<Session>();
+  /** Saved since the log was trimmed. */
+  readonly #moved = new Set<number>();
   #saving: ReturnType<typeof setTimeout> | undefined;
   #nextId = 0;
 
@@ -28,7 +30,12 @@ export class Sessions {
   }
 
   byId(id: number): Session | undefined {
-    return this.#loaded.get(id) ?? this.#keep(this.#broker.store.loadById(id));
+    return this.#loaded.get(id) ?? this.#loadedNow(this.#broker.store.loadById(id, Date.now()));
+  }
+
+  /** One that is in memory. */
+  loaded(id: number): Session | undefined {
+    return this.#loaded.get(id);
   }
 
   /** Whether it is this node's session still. */
@@ -38,14 +45,30 @@ export class Sessions {
 
   byClientId(clientId: string): Session | undefined {
     const id = this.#idOf.get(clientId);
-    return id === undefined ? this.#keep(this.#broker.store.load(clientId)) : this.byId(id);
+    return id === undefined ? this.#loadedNow(this.#broker.store.load(clientId, Date.now())) : this.byId(id);
   }
 
-  #keep(session: Session | undefined): Session | undefined {
+  /** While it was away nobody counted what waits for it. */
+  #loadedNow(session: Session | undefined): Session | undefined {
     if (!session) return undefined;
+    this.#keep(session);
+    const { max_mqueue_len: lengthMax } = this.#broker.settings.mqtt;
+    this.handleDropped(session, session.makeRoom(lengthMax, limits.mqueueBytesMax));
+    if (session.dirty) this.touch(session);
+    return session;
+  }
+
+  #keep(session: Session): Session {
     this.#loaded.set(session.id, session);
     this.#idOf.set(session.clientId, session.id);
     return session;
+  }
+
+  /** Its queue had no room for these. */
+  handleDropped(session: Session, dropped: readonly Place[]): void {
+    if (dropped.length === 0) return;
+    this.#broker.metrics.add("delivery.dropped.queue_full", dropped.length);
+    this.#broker.store.deleteDeliveries(session.id, dropped);
   }
 
   /** A session that is not on disk yet. */
@@ -53,7 +76,7 @@ export class Sessions {
     const { store } = this.#broker;
     this.#nextId = Math.max(this.#nextId, store.nextId());
     store.clear(this.#nextId);
-    return this.#keep(new Session(this.#nextId++, clientId))!;
+    return this.#keep(new Session(this.#nextId++, clientId));
   }
 
   /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
@@ -97,9 +120,8 @@ export class Sessions {
     const broker = this.#broker;
     if (session.connected || session.adopting || !this.has(session)) return;
     if (this.publishDueWill(session, now)) return this.end(session);
-    const changes: RouteChange[] = broker.table.setConnected(session.id, session.subscriptions.keys(), false);
-    broker.changeRoutes(changes);
-    this.#trySave(session);
+    broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
+    this.save([session]);
     for (const at of [session.willAt, session.expiresAt]) if (at > 0 && at !== atNoTime) broker.host.ringAt(at);
   }
 
@@ -115,9 +137,9 @@ export class Sessions {
   /** The session is over: its subscriptions, its messages, its claim. */
   end(session: Session): void {
     const broker = this.#broker;
-    const load = (seq: number) => broker.store.loadDelivery(session.id, seq);
-    if (session.will) broker.publishWill(session.clientId, session.will, Date.now());
-    const left = [...session.redispatchable(load)];
+    const now = Date.now();
+    if (session.will) broker.publishWill(session.clientId, session.will, now);
+    const left = [...session.redispatchable(broker.dispatcher.load(session, now))];
     this.forget(session);
     for (const delivery of left) broker.passOn(delivery);
     this.#release(session.clientId, session.epoch);
@@ -132,19 +154,65 @@ export class Sessions {
 
   forget(session: Session): void {
     const broker = this.#broker;
-    for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(session.id, filter)]);
+    for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(filter, session.id)]);
     broker.store.delete(session.id);
+    if (session.durable) for (const filter of session.subscriptions.keys()) broker.log.handleReaderLeft(filter);
+    if (broker.log.hasUnexamined) this.saveSoon();
     this.#loaded.delete(session.id);
     if (this.#idOf.get(session.clientId) === session.id) this.#idOf.delete(session.clientId);
     this.#dirty.delete(session);
     this.#urgent.delete(session);
   }
 
+  // ---- the log ----------------------------------------------------------------------------------------------------
+
+  /** The durable sessions that subscribe by a filter, as the log sees them. */
+  *readersOf(filter: string): Generator<Reader> {
+    const { table, store } = this.#broker;
+    for (const { sessionId, loggedSince } of table.subscribers(filter)) {
+      if (loggedSince === undefined) continue;
+      const neededFrom = this.#loaded.get(sessionId)?.neededFrom ?? store.neededFrom(sessionId);
+      yield { sessionId, neededFrom: Math.max(neededFrom, loggedSince + 1) };
+    }
+  }
+
+  /**
+   * The log keeps these messages of a stream no longer, the numbers rising. What a client was sent and has not
+   * acknowledged becomes the session's own; what still waits is beyond the length of a queue, and dropped.
+   */
+  handleCut(filter: string, seqs: readonly number[]): void {
+    const last = seqs.at(-1)!;
+    for (const { sessionId, neededFrom } of this.readersOf(filter)) {
+      if (neededFrom > last) continue;
+      const loaded = this.#loaded.get(sessionId);
+      const session = loaded ?? (this.#broker.store.hasInflight(sessionId, last) ? this.byId(sessionId) : undefined);
+      if (session) {
+        this.keepOwn(session, filter, last);
+        this.#letGo(session);
+      } else {
+        const lost = seqs.filter((seq) => seq >= neededFrom).length;
+        this.#broker.metrics.add("delivery.dropped.queue_full", lost);
+      }
+    }
+  }
+
+  /** What the session finds under a filter in the log, up to a number, it has on its own from now on. */
+  keepOwn(session: Session, filter: string, upTo: number): void {
+    const { store, dispatcher } = this.#broker;
+    const load = dispatcher.load(session, Date.now());
+    for (const entry of session.waiting()) {
+      if (entry.filter !== filter || entry.seq > upTo) continue;
+      const delivery = entry.delivery ?? load(entry);
+      if (delivery) store.putDelivery(session.id, entry.seq, delivery);
+      session.own(entry);
+    }
+  }
+
   // ---- saving -----------------------------------------------------------------------------------------------------
 
   touch(session: Session): void {
     // One that is being adopted is on disk when it is whole, and not before.
-    if (!session.dirty || session.adopting || !this.has(session)) return;
+    if ((!session.dirty && !session.rowDirty) || session.adopting || !this.has(session)) return;
     if (!this.#dirty.has(session)) this.#dirty.set(session, -1);
     if (session.urgent) this.#urgent.add(session);
     this.saveSoon();
@@ -152,7 +220,7 @@ export class Sessions {
 
   /** What must be on disk before anything else is sent. */
   saveUrgent(): void {
-    for (const session of this.#urgent) this.#trySave(session);
+    if (this.#urgent.size > 0) this.save([...this.#urgent]);
   }
 
   /** A timer while anything is unwritten: it also keeps the object from sleeping. */
@@ -160,24 +228,48 @@ export class Sessions {
     this.#saving ??= setTimeout(() => {
       this.#saving = undefined;
       this.#broker.saveConnections();
+      const quiet: Session[] = [];
       for (const [session, revision] of this.#dirty) {
-        if (session.durable || session.revision === revision) this.#trySave(session);
+        if (session.durable || session.revision === revision) quiet.push(session);
         else this.#dirty.set(session, session.revision);
       }
+      this.save(quiet);
+      this.#broker.log.trim(this.#moved);
+      this.#moved.clear();
       if (this.#dirty.size > 0) this.saveSoon();
     }, limits.checkpointDelayMs);
   }
 
+  save(sessions: readonly Session[]): void {
+    const { store } = this.#broker;
+    const whole = sessions.filter((session) => this.#savesOwn(session));
+    store.putCheckpoints(whole.filter((session) => session.dirty));
+    for (const session of whole) {
+      this.#dirty.delete(session);
+      this.#urgent.delete(session);
+      if (session.durable) this.#moved.add(session.id);
+      this.#letGo(session);
+    }
+  }
+
   /** One session that cannot be written is not the others' trouble: it loses its connection (G5). */
-  #trySave(session: Session): void {
+  #savesOwn(session: Session): boolean {
+    const { store } = this.#broker;
     try {
-      this.save(session);
+      for (const { seq, delivery } of session.unwritten()) store.putDelivery(session.id, seq, delivery);
+      if (session.hasRows) store.deleteDeliveriesBelow(session.id, session.lowestSeq);
+      if (session.rowDirty) store.put(session);
+      return true;
     } catch (error) {
       console.error(`${session.clientId} could not be saved: ${String(error)}`);
       this.#dirty.delete(session);
       this.#urgent.delete(session);
       this.#broker.connectionOf(session.id)?.fail(error);
+      return false;
     }
+  }
+
+  #letGo(session: Session): void {
     if (session.atRest && !this.#broker.claims.isOpening(session.clientId)) this.unload(session);
   }
 
@@ -185,15 +277,6 @@ export class Sessions {
   unload(session: Session): void {
     this.#loaded.delete(session.id);
     this.#idOf.delete(session.clientId);
-  }
-
-  save(session: Session): void {
-    const { store } = this.#broker;
-    for (const { seq, delivery } of session.unwritten()) store.putDelivery(session.id, seq, delivery);
-    store.deleteDeliveriesBelow(session.id, session.lowestSeq);
-    store.save(session);
-    this.#dirty.delete(session);
-    this.#urgent.delete(session);
   }
 }
 

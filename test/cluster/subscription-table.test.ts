@@ -1,251 +1,315 @@
 import { describe, expect, test } from "vitest";
-import { SubscriptionTable, type Dispatched, type RouteChange } from "../../cluster/subscription-table.ts";
-import type { Message, QoS } from "../../mqtt/message.ts";
-import type { Subscription } from "../../mqtt/session.ts";
+import { SubscriptionTable, type RouteChange, type Subscriber } from "../../cluster/subscription-table.ts";
+import { limits } from "../../mqtt/limits.ts";
 import { random } from "../support/random.ts";
 
-function subscriptionTo(filter: string, options: Partial<Subscription> = {}): Subscription {
-  return {
-    filter,
-    qos: 2,
-    noLocal: false,
-    retainAsPublished: false,
-    retainHandling: 0,
-    subscriptionId: 0,
-    ...options,
-  };
+/** A node's disk and its connections, as the table sees them. */
+class Node {
+  readonly rows = new Map<string, Map<number, Subscriber>>();
+  readonly connected = new Set<number>();
+  /** Filters read from disk. */
+  readonly loads: string[] = [];
+  table = this.woken();
+
+  /** The table of another life: nothing is in memory. */
+  woken(): SubscriptionTable {
+    return new SubscriptionTable({
+      load: (key) => {
+        this.loads.push(key);
+        return [...(this.rows.get(key)?.values() ?? [])].sort((a, b) => a.sessionId - b.sessionId);
+      },
+      isConnected: (sessionId) => this.connected.has(sessionId),
+    });
+  }
+
+  put(key: string, subscriber: Subscriber): void {
+    let rows = this.rows.get(key);
+    if (!rows) this.rows.set(key, (rows = new Map()));
+    rows.set(subscriber.sessionId, subscriber);
+  }
+
+  delete(key: string, sessionId: number): void {
+    this.rows.get(key)?.delete(sessionId);
+  }
+
+  /** A subscription that is on disk at once. */
+  subscribe(key: string, sessionId: number, loggedSince?: number): RouteChange | undefined {
+    const subscriber = { sessionId, loggedSince };
+    const change = this.table.add(key, subscriber);
+    this.put(key, subscriber);
+    this.table.saved(key);
+    return change;
+  }
+
+  unsubscribe(key: string, sessionId: number): RouteChange | undefined {
+    const change = this.table.remove(key, sessionId);
+    this.delete(key, sessionId);
+    return change;
+  }
+
+  subscribers(key: string): number[] {
+    return [...this.table.subscribers(key)].map(({ sessionId }) => sessionId);
+  }
 }
 
-function messageOf(fields: Partial<Message> = {}): Message {
-  return {
-    id: "m",
-    topic: "t",
-    payload: new Uint8Array(0),
-    qos: 2,
-    retain: false,
-    properties: new Uint8Array(0),
-    expiresAt: 0,
-    from: "publisher",
-    ...fields,
-  };
-}
-
-const clientOf = (id: number) => ({ id, clientId: `c${id}` });
-const matched = (...keys: string[]) => keys.map((key) => ({ key, ordinal: 0 }));
-
-/** Who gets it, as "id QoS [ids]", `retain` and the group behind it where there are any. */
-function dispatch(
-  table: SubscriptionTable,
-  message: Message,
-  to: readonly { key: string; ordinal: number }[],
-): string[] {
-  const got: string[] = [];
-  table.dispatch(message, to, (each) => got.push(show(each)));
-  return got;
-}
-
-function show({ subscriber, qos, retain, subscriptionIds, shared }: Dispatched): string {
-  const parts = [`${subscriber.id} QoS ${qos}`];
-  if (subscriptionIds.length > 0) parts.push(`[${subscriptionIds.join(" ")}]`);
-  if (retain) parts.push("retain");
-  if (shared !== undefined) parts.push(shared);
-  return parts.join(" ");
-}
+const added = (key: string, members = 0): RouteChange => ({ kind: "add", key, members });
 
 describe("routes", () => {
   test("the first subscriber of a filter adds its route, the last one removes it", () => {
-    const table = new SubscriptionTable();
-    expect(table.add(clientOf(1), subscriptionTo("a/+"), true)).toEqual({ kind: "add", key: "a/+", members: 0 });
-    expect(table.add(clientOf(2), subscriptionTo("a/+"), false)).toBeUndefined();
-    expect(table.has("a/+")).toBe(true);
-    expect(table.remove(1, "a/+")).toBeUndefined();
-    expect(table.remove(1, "a/+")).toBeUndefined();
-    expect(table.remove(2, "a/+")).toEqual({ kind: "remove", key: "a/+" });
-    expect(table.has("a/+")).toBe(false);
-    expect(table.remove(2, "a/+")).toBeUndefined();
-    expect(table.add(clientOf(2), subscriptionTo("a/+"), true)).toEqual({ kind: "add", key: "a/+", members: 0 });
+    const node = new Node();
+    expect(node.subscribe("a/+", 1)).toEqual(added("a/+"));
+    expect(node.subscribe("a/+", 2)).toBeUndefined();
+    expect(node.table.has("a/+")).toBe(true);
+    expect(node.unsubscribe("a/+", 1)).toBeUndefined();
+    expect(node.unsubscribe("a/+", 1)).toBeUndefined();
+    expect(node.unsubscribe("a/+", 2)).toEqual({ kind: "remove", key: "a/+" });
+    expect(node.table.has("a/+")).toBe(false);
+    expect(node.unsubscribe("a/+", 2)).toBeUndefined();
+    expect(node.subscribe("a/+", 2)).toEqual(added("a/+"));
+  });
+
+  test("after sleep too: the first is the first of all, and the last one the last of all", () => {
+    const node = new Node();
+    for (const id of [1, 2]) node.subscribe("a", id);
+    node.table = node.woken();
+    expect(node.subscribe("a", 3)).toBeUndefined();
+    node.table = node.woken();
+    for (const id of [1, 3]) expect(node.unsubscribe("a", id)).toBeUndefined();
+    node.table = node.woken();
+    expect(node.unsubscribe("a", 2)).toEqual({ kind: "remove", key: "a" });
+    expect(node.table.routeOf("a")).toEqual({ kind: "remove", key: "a" });
   });
 
   test("a connection that comes or goes changes no route of a plain filter", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("a"), true);
-    expect(table.setConnected(1, ["a"], false)).toEqual([]);
+    const node = new Node();
+    node.connected.add(1);
+    node.subscribe("a", 1);
+    node.connected.delete(1);
+    expect(node.table.connectionChanged(["a"])).toEqual([]);
   });
 
   test("a share group tells how many of its members are connected, at each change", () => {
-    const table = new SubscriptionTable();
+    const node = new Node();
     const key = "$share/g/a/+";
-    const group = subscriptionTo(key);
-    const told = (members: number): RouteChange => ({ kind: "add", key, members });
-    expect(table.add(clientOf(1), group, false)).toEqual(told(0));
-    expect(table.add(clientOf(2), group, true)).toEqual(told(1));
-    expect(table.add(clientOf(3), group, false)).toBeUndefined();
-    expect(table.add(clientOf(4), group, true)).toEqual(told(2));
-    expect(table.setConnected(1, [key], true)).toEqual([told(3)]);
-    expect(table.setConnected(1, [key], true)).toEqual([]);
-    expect(table.setConnected(2, [key], false)).toEqual([told(2)]);
-    expect(table.remove(3, key)).toBeUndefined();
-    expect(table.remove(2, key)).toBeUndefined();
-    expect(table.remove(4, key)).toEqual(told(1));
-    expect(table.remove(1, key)).toEqual({ kind: "remove", key });
+    for (const id of [2, 4]) node.connected.add(id);
+    expect(node.subscribe(key, 1)).toEqual(added(key, 0));
+    expect(node.subscribe(key, 2)).toEqual(added(key, 1));
+    expect(node.subscribe(key, 3)).toBeUndefined();
+    expect(node.subscribe(key, 4)).toEqual(added(key, 2));
+    node.connected.add(1);
+    expect(node.table.connectionChanged([key])).toEqual([added(key, 3)]);
+    node.connected.delete(2);
+    expect(node.table.connectionChanged([key])).toEqual([added(key, 2)]);
+    node.table = node.woken();
+    expect(node.table.routeOf(key)).toEqual(added(key, 2));
+    expect(node.unsubscribe(key, 3)).toEqual(added(key, 2));
+    expect(node.unsubscribe(key, 2)).toEqual(added(key, 2));
+    expect(node.unsubscribe(key, 4)).toEqual(added(key, 1));
+    expect(node.unsubscribe(key, 1)).toEqual({ kind: "remove", key });
   });
 
-  test("of a session's keys those of its groups count, and only those it has", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("a"), true);
-    table.add(clientOf(1), subscriptionTo("$share/g/a"), true);
-    table.add(clientOf(2), subscriptionTo("$share/h/a"), true);
-    expect(table.setConnected(1, ["a", "$share/g/a", "$share/h/a", "$share/none/a"], false)).toEqual([
-      { kind: "add", key: "$share/g/a", members: 0 },
+  test("of a session's keys those of its groups count", () => {
+    const node = new Node();
+    for (const id of [1, 2]) node.connected.add(id);
+    node.subscribe("a", 1);
+    node.subscribe("$share/g/a", 1);
+    node.subscribe("$share/g/a", 2);
+    node.subscribe("$queue/a", 1);
+    node.connected.delete(1);
+    expect(node.table.connectionChanged(["a", "$share/g/a", "$queue/a"])).toEqual([
+      added("$share/g/a", 1),
+      added("$queue/a", 0),
     ]);
   });
 
   test("a filter is a key of its own for each group", () => {
-    const table = new SubscriptionTable();
+    const node = new Node();
+    node.connected.add(1);
     const keys = ["a", "$share/g/a", "$share/h/a", "$queue/a"];
-    for (const key of keys)
-      expect(table.add(clientOf(1), subscriptionTo(key), true)).toEqual({
-        kind: "add",
-        key,
-        members: key === "a" ? 0 : 1,
-      });
-    expect([table.size, table.sharedSize]).toEqual([4, 3]);
-    for (const key of keys) expect(table.remove(1, key)).toEqual({ kind: "remove", key });
-    expect([table.size, table.sharedSize]).toEqual([0, 0]);
+    for (const key of keys) expect(node.subscribe(key, 1)).toEqual(added(key, key === "a" ? 0 : 1));
+    for (const key of keys) expect(node.unsubscribe(key, 1)).toEqual({ kind: "remove", key });
   });
 
   test("[MQTT-3.8.4-3] a subscription made again takes the place of the old one, and changes no route", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("a", { qos: 0, subscriptionId: 1 }), true);
-    expect(table.add(clientOf(1), subscriptionTo("a", { qos: 1, subscriptionId: 2 }), true)).toBeUndefined();
-    expect(dispatch(table, messageOf(), matched("a"))).toEqual(["1 QoS 1 [2]"]);
-    expect(table.size).toBe(1);
+    const node = new Node();
+    node.connected.add(1);
+    for (const key of ["a", "$share/g/a"]) {
+      expect(node.subscribe(key, 1, 5)).toBeDefined();
+      expect(node.subscribe(key, 1, 9)).toBeUndefined();
+      expect([...node.table.subscribers(key)]).toEqual([{ sessionId: 1, loggedSince: 9 }]);
+    }
   });
 });
 
-describe("dispatching", () => {
-  test("[MQTT-3.8.4-8] the QoS is the smaller of the message's and the subscription's", () => {
-    for (const published of [0, 1, 2] as QoS[])
-      for (const granted of [0, 1, 2] as QoS[]) {
-        const table = new SubscriptionTable();
-        table.add(clientOf(1), subscriptionTo("t", { qos: granted }), true);
-        table.add(clientOf(2), subscriptionTo("$share/g/t", { qos: granted }), true);
-        const qos = Math.min(published, granted);
-        expect(dispatch(table, messageOf({ qos: published }), matched("t", "$share/g/t")).sort()).toEqual([
-          `1 QoS ${qos}`,
-          `2 QoS ${qos} $share/g/t`,
-        ]);
-      }
+describe("who gets a message", () => {
+  test("everyone with the filter, connected or not; other filters' subscribers do not", () => {
+    const node = new Node();
+    node.connected.add(1);
+    node.subscribe("t", 1);
+    node.subscribe("t", 2);
+    node.subscribe("#", 3);
+    expect(node.subscribers("t")).toEqual([1, 2]);
+    expect(node.subscribers("gone")).toEqual([]);
+    node.unsubscribe("t", 1);
+    expect(node.subscribers("t")).toEqual([2]);
   });
 
-  test("everyone with the filter gets it, connected or not; other filters do not", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t"), true);
-    table.add(clientOf(2), subscriptionTo("t"), false);
-    table.add(clientOf(3), subscriptionTo("#"), true);
-    expect(dispatch(table, messageOf(), matched("t"))).toEqual(["1 QoS 2", "2 QoS 2"]);
-    expect(dispatch(table, messageOf(), matched("gone"))).toEqual([]);
-    expect(dispatch(table, messageOf(), [])).toEqual([]);
-  });
-
-  test("[MQTT-3.3.4-2] [MQTT-3.3.4-3] [MQTT-3.3.4-5] overlapping subscriptions: once, with the highest QoS and all identifiers", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t", { qos: 0, subscriptionId: 7 }), true);
-    table.add(clientOf(1), subscriptionTo("+", { qos: 1, subscriptionId: 8 }), true);
-    table.add(clientOf(1), subscriptionTo("#", { qos: 0 }), true);
-    table.add(clientOf(2), subscriptionTo("#", { qos: 2, subscriptionId: 7 }), true);
-    expect(dispatch(table, messageOf(), matched("t", "+", "#"))).toEqual(["1 QoS 1 [7 8]", "2 QoS 2 [7]"]);
-    // The subscriptions are as before: what was merged was merged for one message.
-    expect(dispatch(table, messageOf(), matched("t"))).toEqual(["1 QoS 0 [7]"]);
-  });
-
-  test("[MQTT-3.8.3-3] with no local the publisher does not get its own message", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t", { noLocal: true }), true);
-    table.add(clientOf(2), subscriptionTo("t", { noLocal: true }), true);
-    expect(dispatch(table, messageOf({ from: "c1" }), matched("t"))).toEqual(["2 QoS 2"]);
-  });
-
-  test("[MQTT-3.8.3-3] an overlapping subscription without no local still brings it, in its own terms", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t", { noLocal: true, qos: 2, subscriptionId: 1 }), true);
-    table.add(clientOf(1), subscriptionTo("#", { qos: 1, subscriptionId: 2 }), true);
-    expect(dispatch(table, messageOf({ from: "c1" }), matched("t", "#"))).toEqual(["1 QoS 1 [2]"]);
-    expect(dispatch(table, messageOf({ from: "c9" }), matched("t", "#"))).toEqual(["1 QoS 2 [1 2]"]);
-  });
-
-  test("[MQTT-3.3.1-12] [MQTT-3.3.1-13] RETAIN is cleared, unless the subscription asks for it as published", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t"), true);
-    table.add(clientOf(2), subscriptionTo("t", { retainAsPublished: true }), true);
-    table.add(clientOf(3), subscriptionTo("$share/g/t", { retainAsPublished: true }), true);
-    const all = matched("t", "$share/g/t");
-    expect(dispatch(table, messageOf({ retain: true }), all).sort()).toEqual([
-      "1 QoS 2",
-      "2 QoS 2 retain",
-      "3 QoS 2 retain $share/g/t",
-    ]);
-    expect(dispatch(table, messageOf(), all).some((each) => each.includes("retain"))).toBe(false);
-    table.add(clientOf(2), subscriptionTo("#"), true);
-    for (const keys of [matched("t", "#"), matched("#", "t")])
-      expect(dispatch(table, messageOf({ retain: true }), keys)).toContain("2 QoS 2 retain");
+  test("[G1] a filter is logged as long as one durable subscription has it, from its own number on", () => {
+    const node = new Node();
+    node.subscribe("t", 1);
+    expect(node.table.isLogged("t")).toBe(false);
+    node.subscribe("t", 2, 40);
+    node.subscribe("t", 3, 0);
+    expect(node.table.isLogged("t")).toBe(true);
+    expect([1, 2, 3, 4].map((id) => node.table.loggedSince("t", id))).toEqual([undefined, 40, 0, undefined]);
+    node.unsubscribe("t", 2);
+    expect(node.table.isLogged("t")).toBe(true);
+    node.table = node.woken();
+    expect(node.table.isLogged("t")).toBe(true);
+    node.subscribe("t", 3); // at QoS 0 now
+    expect(node.table.isLogged("t")).toBe(false);
+    node.subscribe("t", 3, 50);
+    node.subscribe("t", 3, 60);
+    node.unsubscribe("t", 3);
+    expect(node.table.isLogged("t")).toBe(false);
+    expect([node.table.isLogged("gone"), node.table.loggedSince("gone", 1)]).toEqual([false, undefined]);
   });
 });
 
 describe("share groups", () => {
   const key = "$share/g/t";
-  const pick = (table: SubscriptionTable, ordinal: number) => dispatch(table, messageOf(), [{ key, ordinal }]);
+  const groupOf = (...ids: readonly number[]) => {
+    const node = new Node();
+    for (const id of ids) node.subscribe(key, id);
+    return node;
+  };
 
-  test("[MQTT-4.8.2-4] one member gets it: the connected one with the ordinal, in the order of joining", () => {
-    const table = new SubscriptionTable();
-    for (const id of [5, 3, 4]) table.add(clientOf(id), subscriptionTo(key, { subscriptionId: id }), true);
-    expect([0, 1, 2].map((ordinal) => pick(table, ordinal))).toEqual([
-      ["5 QoS 2 [5] $share/g/t"],
-      ["3 QoS 2 [3] $share/g/t"],
-      ["4 QoS 2 [4] $share/g/t"],
-    ]);
-    table.setConnected(3, [key], false);
-    expect(pick(table, 1)).toEqual(["4 QoS 2 [4] $share/g/t"]);
+  test("[MQTT-4.8.2-4] one member gets it: the connected one with the ordinal", () => {
+    const node = groupOf(5, 3, 4);
+    for (const id of [3, 4, 5]) node.connected.add(id);
+    const picked = [0, 1, 2].map((ordinal) => node.table.member(key, ordinal));
+    expect(new Set(picked)).toEqual(new Set([3, 4, 5]));
+    expect([3, 4, 5].map((ordinal) => node.table.member(key, ordinal))).toEqual(picked);
+    node.connected.delete(3);
+    expect(new Set([0, 1].map((ordinal) => node.table.member(key, ordinal)))).toEqual(new Set([4, 5]));
   });
 
   test("an ordinal from before members left still finds one", () => {
-    const table = new SubscriptionTable();
-    for (const id of [1, 2]) table.add(clientOf(id), subscriptionTo(key), true);
-    for (const ordinal of [2, 7, 4_294_967_295]) expect(pick(table, ordinal)).toHaveLength(1);
+    const node = groupOf(1, 2);
+    for (const id of [1, 2]) node.connected.add(id);
+    for (const ordinal of [2, 7, 4_294_967_295]) expect([1, 2]).toContain(node.table.member(key, ordinal));
   });
 
   test("[G1] without any connected member one that is away gets it, rather than nobody", () => {
-    const table = new SubscriptionTable();
-    for (const id of [1, 2]) table.add(clientOf(id), subscriptionTo(key), false);
-    expect([0, 1, 2].map((ordinal) => pick(table, ordinal)[0])).toEqual([
-      "1 QoS 2 $share/g/t",
-      "2 QoS 2 $share/g/t",
-      "1 QoS 2 $share/g/t",
-    ]);
-    expect(dispatch(table, messageOf(), matched("$share/gone/t"))).toEqual([]);
-  });
-
-  test("[MQTT-4.8.2-4] the group's copy comes besides a subscription of the member's own, and each group's own", () => {
-    const table = new SubscriptionTable();
-    table.add(clientOf(1), subscriptionTo("t", { subscriptionId: 1 }), true);
-    table.add(clientOf(1), subscriptionTo(key, { subscriptionId: 2 }), true);
-    table.add(clientOf(1), subscriptionTo("$share/h/t", { subscriptionId: 3 }), true);
-    expect(dispatch(table, messageOf(), matched("t", key, "$share/h/t")).sort()).toEqual([
-      "1 QoS 2 [1]",
-      "1 QoS 2 [2] $share/g/t",
-      "1 QoS 2 [3] $share/h/t",
-    ]);
+    const node = groupOf(1, 2);
+    expect([0, 1, 2].map((ordinal) => node.table.member(key, ordinal))).toEqual([1, 2, 1]);
+    expect(node.table.member("$share/gone/t", 0)).toBeUndefined();
+    for (const id of [1, 2]) node.unsubscribe(key, id);
+    expect(node.table.member(key, 0)).toBeUndefined();
   });
 });
 
+describe("a cache of the disk", () => {
+  test("a filter is read when it is asked for, once, and the others are not", () => {
+    const node = new Node();
+    for (const key of ["a", "b", "$share/g/a"]) node.subscribe(key, 1, 0);
+    node.table = node.woken();
+    node.loads.length = 0;
+    expect(node.subscribers("a")).toEqual([1]);
+    expect([node.table.has("a"), node.table.isLogged("a")]).toEqual([true, true]);
+    node.subscribe("a", 2);
+    expect(node.subscribers("a")).toEqual([1, 2]);
+    expect(node.loads).toEqual(["a"]);
+    expect(node.table.member("$share/g/a", 0)).toBe(1);
+    expect(node.loads).toEqual(["a", "$share/g/a"]);
+  });
+
+  test("a subscription counts before it is on disk, and what is on disk beside it does too", () => {
+    const node = new Node();
+    node.subscribe("a", 1);
+    node.table = node.woken();
+    expect(node.table.add("a", { sessionId: 2, loggedSince: 7 })).toBeUndefined();
+    expect(node.table.add("b", { sessionId: 2, loggedSince: 7 })).toEqual(added("b"));
+    expect([node.subscribers("a"), node.subscribers("b")]).toEqual([[1, 2], [2]]);
+    expect(node.table.loggedSince("b", 2)).toBe(7);
+  });
+
+  test("one that was removed before it was on disk is gone, whether it is given up or not", () => {
+    const node = new Node();
+    node.table.add("a", { sessionId: 1, loggedSince: undefined });
+    expect(node.table.remove("a", 1)).toEqual({ kind: "remove", key: "a" });
+    expect([node.table.has("a"), node.table.isLogged("a"), node.subscribers("a")]).toEqual([false, false, []]);
+    node.table.saved("a");
+    node.table.saved("a");
+    expect(node.table.has("a")).toBe(false);
+    expect(node.table.add("a", { sessionId: 2, loggedSince: undefined })).toEqual(added("a"));
+  });
+
+  describe(`[G6] no more than ${limits.filtersLoadedMax} filters are held`, () => {
+    const max = limits.filtersLoadedMax;
+    const loadedSince = (node: Node, keys: readonly string[]) => {
+      node.loads.length = 0;
+      for (const key of keys) expect(node.table.has(key)).toBe(true);
+      return [...node.loads];
+    };
+
+    test("those loaded first go, and are read again when they are asked for", () => {
+      const node = new Node();
+      for (let count = 0; count < max; count++) node.subscribe(`f${count}`, 1, count);
+      expect(loadedSince(node, ["f0", "f1", "f2"])).toEqual([]);
+      node.subscribe("g0", 1);
+      node.subscribe("g1", 1);
+      expect(loadedSince(node, ["g0", "g1", "f2", `f${max - 1}`])).toEqual([]);
+      expect(node.table.loggedSince("f1", 1)).toBe(1);
+      expect(node.loads).toEqual(["f1"]);
+      expect(node.unsubscribe("f0", 1)).toEqual({ kind: "remove", key: "f0" });
+      expect(node.subscribe("f0", 1)).toEqual(added("f0"));
+    });
+
+    test("[G1] those that are not on disk yet stay until they are", () => {
+      const node = new Node();
+      const unsaved = { sessionId: 1, loggedSince: 3 };
+      node.table.add("unsaved", unsaved);
+      node.subscribe("twice", 1);
+      node.table.add("twice", { sessionId: 1, loggedSince: 8 });
+      node.table.add("twice", { sessionId: 1, loggedSince: 9 });
+      node.table.saved("twice"); // one of the two
+      for (let count = 0; count < max + 10; count++) node.subscribe(`f${count}`, 1);
+      expect([node.table.loggedSince("unsaved", 1), node.table.loggedSince("twice", 1)]).toEqual([3, 9]);
+      node.put("unsaved", unsaved);
+      node.table.saved("unsaved");
+      node.subscribe("one more", 1);
+      expect(loadedSince(node, ["unsaved"])).toEqual(["unsaved"]);
+      expect(node.table.loggedSince("twice", 1)).toBe(9);
+      expect(loadedSince(node, ["twice"])).toEqual([]);
+    });
+  });
+});
+
+interface Seen {
+  readonly route: number | undefined;
+  readonly routeOf: RouteChange;
+  readonly subscribers: readonly Subscriber[];
+  readonly isLogged: boolean;
+  readonly members: readonly (number | undefined)[];
+}
+
+/** Of subscribers and members no order is promised, and none is left out. */
+function show(key: string, { route, routeOf, subscribers, isLogged, members }: Seen): string {
+  const told = routeOf.kind === "add" ? routeOf.members : "none";
+  const all = subscribers.map(({ sessionId, loggedSince }) => `${sessionId} since ${loggedSince}`).sort();
+  return `${key}: ${route} ${told} [${all.join(" ")}] ${isLogged} [${[...new Set(members.map(String))].sort().join(" ")}]`;
+}
+
 describe("seeded, against lists", () => {
-  test("routes and dispatching are what a list of subscriptions gives", () => {
+  test("routes, subscribers and members are what a list of subscriptions gives, over sleep", () => {
     const keys = ["a", "b", "+", "$share/g/a", "$share/h/a", "$queue/b"];
     for (let seed = 1; seed <= 60; seed++) {
       const next = random(seed);
-      const chance = (below: number) => Math.floor(next() * below);
-      const table = new SubscriptionTable();
-      let list: { id: number; subscription: Subscription; connected: boolean }[] = [];
+      const pick = (below: number) => Math.floor(next() * below);
+      const node = new Node();
+      let list: { key: string; subscriber: Subscriber }[] = [];
+      let unsaved: { key: string; subscriber: Subscriber }[] = [];
       /** What the node's routes are, told change by change. */
       const routes = new Map<string, number>();
       const note = (changes: readonly (RouteChange | undefined)[]) => {
@@ -253,73 +317,69 @@ describe("seeded, against lists", () => {
           if (change?.kind === "add") routes.set(change.key, change.members);
           else if (change) routes.delete(change.key);
       };
-      const connected = new Map<number, boolean>();
+      const saveAll = () => {
+        for (const { key, subscriber } of unsaved) {
+          if (list.some((each) => each.subscriber === subscriber)) node.put(key, subscriber);
+          node.table.saved(key);
+        }
+        unsaved = [];
+      };
       for (let step = 0; step < 120; step++) {
-        const id = 1 + chance(5);
-        const key = keys[chance(keys.length)]!;
-        const isConnected = connected.get(id) ?? false;
-        const at = list.findIndex((each) => each.id === id && each.subscription.filter === key);
-        if (next() < 0.5) {
-          const subscription = subscriptionTo(key, { qos: chance(3) as QoS, subscriptionId: chance(3) });
-          note([table.add(clientOf(id), subscription, isConnected)]);
-          if (at >= 0) list[at] = { ...list[at]!, subscription };
-          else list.push({ id, subscription, connected: isConnected });
-        } else if (next() < 0.6) {
-          note([table.remove(id, key)]);
-          list = list.filter((_, index) => index !== at);
-        } else {
-          connected.set(id, !isConnected);
-          const own = list.filter((each) => each.id === id);
-          note(
-            table.setConnected(
-              id,
-              own.map((each) => each.subscription.filter),
-              !isConnected,
-            ),
-          );
-          for (const each of own) each.connected = !isConnected;
+        const id = 1 + pick(5);
+        const key = keys[pick(keys.length)]!;
+        const dice = next();
+        if (dice < 0.4) {
+          const each = { key, subscriber: { sessionId: id, loggedSince: pick(2) === 0 ? pick(100) : undefined } };
+          note([node.table.add(key, each.subscriber)]);
+          unsaved.push(each);
+          const at = list.findIndex((one) => one.key === key && one.subscriber.sessionId === id);
+          if (at >= 0) list[at] = each;
+          else list.push(each);
+        } else if (dice < 0.65) {
+          note([node.unsubscribe(key, id)]);
+          list = list.filter((each) => each.key !== key || each.subscriber.sessionId !== id);
+        } else if (dice < 0.8) {
+          if (!node.connected.delete(id)) node.connected.add(id);
+          const own = list.filter((each) => each.subscriber.sessionId === id);
+          note(node.table.connectionChanged(own.map((each) => each.key)));
+        } else if (dice < 0.9) saveAll();
+        else {
+          saveAll();
+          node.table = node.woken();
         }
 
         const expectedRoutes = new Map<string, number>();
-        for (const { subscription, connected: counts } of list) {
-          const isShared = subscription.filter.startsWith("$");
-          const before = expectedRoutes.get(subscription.filter) ?? 0;
-          expectedRoutes.set(subscription.filter, before + (isShared && counts ? 1 : 0));
+        for (const { key: each, subscriber } of list) {
+          const counts = each.startsWith("$") && node.connected.has(subscriber.sessionId);
+          expectedRoutes.set(each, (expectedRoutes.get(each) ?? 0) + (counts ? 1 : 0));
         }
-        expect(routes).toEqual(expectedRoutes);
-        expect(table.size).toBe(list.length);
-        expect(table.sharedSize).toBe(list.filter((each) => each.subscription.filter.startsWith("$")).length);
-
-        const asked = keys.filter(() => next() < 0.5).map((each) => ({ key: each, ordinal: chance(4) }));
-        const message = messageOf({ qos: chance(3) as QoS });
-        const expected: string[] = [];
-        const plain = new Map<number, { qos: number; ids: number[] }>();
-        for (const { key: each, ordinal } of asked) {
-          const members = list.filter(({ subscription }) => subscription.filter === each);
-          if (!each.startsWith("$")) {
-            for (const { id: member, subscription } of members) {
-              const merged = plain.get(member) ?? { qos: 0, ids: [] };
-              merged.qos = Math.max(merged.qos, Math.min(subscription.qos, message.qos));
-              if (subscription.subscriptionId > 0) merged.ids.push(subscription.subscriptionId);
-              plain.set(member, merged);
-            }
-            continue;
-          }
-          const there = members.filter((member) => member.connected);
-          const candidates = there.length > 0 ? there : members;
-          const picked = candidates[ordinal % candidates.length];
-          if (!picked) continue;
-          const { qos, subscriptionId } = picked.subscription;
-          const ids = subscriptionId > 0 ? ` [${subscriptionId}]` : "";
-          expected.push(`${picked.id} QoS ${Math.min(qos, message.qos)}${ids} ${each}`);
-        }
-        for (const [member, { qos, ids }] of plain)
-          expected.push(`${member} QoS ${qos}${ids.length > 0 ? ` [${ids.join(" ")}]` : ""}`);
-        expect({ seed, step, got: dispatch(table, message, asked).sort() }).toEqual({
-          seed,
-          step,
-          got: expected.sort(),
+        const first = pick(4);
+        const got = keys.map((asked) => {
+          const { table } = node;
+          const subscribers = [...table.subscribers(asked)];
+          const members = subscribers.map((_, index) => table.member(asked, first + index));
+          return show(asked, {
+            route: routes.get(asked),
+            routeOf: table.routeOf(asked),
+            subscribers,
+            isLogged: table.isLogged(asked),
+            members,
+          });
         });
+        const expected = keys.map((asked) => {
+          const subscribers = list.filter((each) => each.key === asked).map((each) => each.subscriber);
+          const ids = subscribers.map((each) => each.sessionId);
+          const there = ids.filter((each) => node.connected.has(each));
+          const route = expectedRoutes.get(asked);
+          return show(asked, {
+            route,
+            routeOf: route === undefined ? { kind: "remove", key: asked } : added(asked, route),
+            subscribers,
+            isLogged: subscribers.some((each) => each.loggedSince !== undefined),
+            members: there.length > 0 ? there : ids,
+          });
+        });
+        expect({ seed, step, got }).toEqual({ seed, step, got: expected });
       }
     }
   });

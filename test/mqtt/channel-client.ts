@@ -44,6 +44,8 @@ export class FakeBroker {
   readonly published: { readonly message: Message; readonly delaySeconds: number }[] = [];
   readonly wills: string[] = [];
   droppedCount = 0;
+  /** The number of the last message for a session. */
+  seq = 0;
   /** Publishes of QoS 1 and 2 that the cluster has not answered, in order. */
   readonly unanswered: { readonly receipt: Receipt; readonly session: Session; readonly client: Client }[] = [];
   readonly subscribes: Extract<Effect, { kind: "subscribe" }>[] = [];
@@ -206,7 +208,7 @@ export class Client {
 
   /** A message for the client's session. */
   gets(delivery: Delivery): void {
-    this.#session!.enqueue(delivery, 1000);
+    this.#session!.enqueue({ seq: ++this.broker.seq, filter: undefined }, delivery, 1000);
     this.#pump();
   }
 

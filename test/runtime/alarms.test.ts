@@ -4,6 +4,7 @@
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import {
+  checkpointOf,
   converse,
   coreName,
   coreStub,
@@ -106,7 +107,7 @@ describe("keep-alive [MQTT-3.1.2-22]", () => {
       await publishAndWait(publisher, "alarms/acknowledged", payload);
       const { messageId } = await client.expectMessage(payload);
       client.send({ cmd: "puback", messageId: messageId! });
-      await vi.waitUntil(async () => (await sessionRow(node, client.clientId))!.checkpoint.includes('"inflight":[]'));
+      await vi.waitUntil(async () => (await checkpointOf(node, client.clientId)).inflight.length === 0);
       await sleepFor(node, 50);
     }
     await client.expectNothing();
@@ -241,8 +242,9 @@ describe("session expiry [MQTT-3.1.2-23]", () => {
     await sleepFor(node, 99);
     expect(await sessionRow(node, client.clientId)).toBeDefined();
     await sleepFor(node, 1);
-    for (const table of ["session", "subscription", "queue"])
+    for (const table of ["session", "connection", "subscription", "queue"])
       expect(await rows(node, `SELECT count(*) AS n FROM ${table}`)).toEqual([{ n: 0 }]);
+    await vi.waitUntil(async () => (await rows(node, "SELECT 1 FROM log")).length === 0);
     publisher.send(publish(topic, "3", 1, { messageId: 3 }));
     await publisher.expect("puback", { messageId: 3, reasonCode: 0x10 });
     await vi.waitUntil(async () => {

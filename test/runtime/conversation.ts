@@ -14,13 +14,15 @@ import { env as bindings, evictDurableObject, runInDurableObject, SELF } from "c
 import { generate, parser } from "mqtt-packet";
 import type { IConnackPacket, IConnectPacket, IPublishPacket, ISubscription, Packet, PacketCmd } from "mqtt-packet";
 import { expect, vi } from "vitest";
+import { Checkpoints } from "../../durable-objects/node/checkpoints.ts";
+import type { Checkpoint } from "../../mqtt/session.ts";
 
 type PacketOf<C extends PacketCmd> = Extract<Packet, { cmd: C }>;
 
 const env = bindings as unknown as Env;
 
 /** How long a test waits for what must come, in ms. */
-const patienceMs = 3_000;
+const patienceMs = 10_000;
 
 export interface Conversation {
   /** The session's client id. */
@@ -221,10 +223,17 @@ export async function rows<R extends Record<string, SqlStorageValue>>(
   return name === coreName ? runInDurableObject(coreStub(), read) : runInDurableObject(nodeStub(name), read);
 }
 
+/** What is on a node's disk of a session's exchanges. */
+export async function checkpointOf(node: string, clientId: string): Promise<Checkpoint> {
+  const { id } = (await sessionRow(node, clientId))!;
+  return runInDurableObject(nodeStub(node), (_, { storage }) => new Checkpoints(storage.sql).get(id));
+}
+
 export async function sessionRow(node: string, clientId: string) {
-  const found = await rows<{ id: number; connected: number; expires_at: number; will_at: number; checkpoint: string }>(
+  const found = await rows<{ id: number; connected: number; expires_at: number; will_at: number }>(
     node,
-    "SELECT * FROM session WHERE client_id = ?",
+    `SELECT session.*, connection.session IS NOT NULL AS connected
+       FROM session LEFT JOIN connection ON connection.session = session.id WHERE client_id = ?`,
     clientId,
   );
   return found[0];

@@ -6,6 +6,7 @@ import { describe, expect, test, vi } from "vitest";
 import { forwardRecord, joinRecords } from "../../durable-objects/rpc.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { writeMessage } from "../../mqtt/message.ts";
+import { messageIdOf } from "../../mqtt/message-id-set.ts";
 import {
   converse,
   coreName,
@@ -342,12 +343,12 @@ describe("[G1] a QoS 2 message comes once", () => {
     const node = newNode();
     const client = await converse(node, durable);
     await subscribe(client, `again/${node}`, { qos: 2 });
-    const batchOf = (qos: 1 | 2, id: string): Uint8Array => {
+    const batchOf = (qos: 1 | 2, number: number): Uint8Array => {
       const writer = new ByteWriter();
-      const payload = new TextEncoder().encode(id);
+      const payload = new TextEncoder().encode(qos === 2 ? "once" : "twice");
       const topic = `again/${node}`;
       writeMessage(writer, {
-        id,
+        id: messageIdOf("0123456789ab", number),
         topic,
         payload,
         qos,
@@ -359,7 +360,7 @@ describe("[G1] a QoS 2 message comes once", () => {
       const record = forwardRecord(new ByteWriter(), [{ key: topic, ordinal: 0 }], writer.take());
       return joinRecords([record], record.length);
     };
-    for (const batch of [batchOf(2, "once"), batchOf(2, "once"), batchOf(1, "twice"), batchOf(1, "twice")])
+    for (const batch of [batchOf(2, 1), batchOf(2, 1), batchOf(1, 2), batchOf(1, 2)])
       expect(await nodeStub(node).forward(batch)).toEqual(Uint8Array.of(0));
     await client.expectMessage("once", { qos: 2 });
     await client.expectMessage("twice", { qos: 1 });

@@ -449,6 +449,7 @@ describe("nothing is left behind", () => {
     }
     await client.expectNothing();
     await sleep(node);
+    expect(await countRows(node, "log", "true")).toBe(0);
     expect(await countRows(node, "queue", "true")).toBe(0);
   });
 
@@ -461,7 +462,9 @@ describe("nothing is left behind", () => {
     expect(clean.connack.sessionPresent).toBe(false);
     await clean.leave();
     await vi.waitUntil(async () => (await sessionRow(node, client.clientId)) === undefined);
-    for (const table of ["session", "subscription", "queue"]) expect(await countRows(node, table, "true")).toBe(0);
+    for (const table of ["session", "connection", "subscription", "queue"])
+      expect(await countRows(node, table, "true")).toBe(0);
+    await vi.waitUntil(async () => (await countRows(node, "log", "true")) === 0);
     await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 0);
   });
 });

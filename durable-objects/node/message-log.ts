@@ -1,0 +1,306 @@
+/**
+ * The node's log: what its durable sessions are to get, once for all of them.
+ *
+ *   append   a message that matches a filter with durable subscribers is written under that filter, as it came: one row
+ *            for each filter and batch, however many sessions read it
+ *   read     a session reads on from where its checkpoint says, in the order of `seq`; a message that is logged under
+ *            several of its filters has one number under all of them, so it comes once
+ *   trim     a row goes when no session needs it any more. A stream, the rows of one filter, remembers the session that
+ *            holds its oldest row, and looks again when that one has moved on
+ *   cut      a stream is no longer than the longest queue of a session: what is older nobody would keep
+ *
+ *   log  (filter, last, at, entries, records): `last` is the highest number in the row, `entries` are seq u48 and length
+ *        u32 of each message, `records` the messages as they were forwarded, with the filters they matched
+ */
+import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import type { StoredMessage } from "../../mqtt/session.ts";
+import type { Sql } from "../counted-sql.ts";
+import { readForward, type Forward } from "../rpc.ts";
+
+/** Bounds of one stream: those of a session's queue. */
+export interface StreamBounds {
+  readonly messagesMax: number;
+  /** Milliseconds. */
+  readonly retentionMs: number;
+}
+
+/** A session that reads a stream, and from which number on it needs it on disk. */
+export interface Reader {
+  readonly sessionId: number;
+  readonly neededFrom: number;
+}
+
+export interface LogReaders {
+  /** The durable sessions that subscribe by the filter. */
+  readonly of: (filter: string) => Iterable<Reader>;
+  /** These messages of the stream go now, the numbers rising: who needs one takes it as its own, or has lost it. */
+  readonly handleCut: (filter: string, seqs: readonly number[]) => void;
+  /** So many messages of a session are older than is kept. */
+  readonly countExpired: (count: number) => void;
+}
+
+interface Gathered {
+  readonly entries: Entry[];
+  readonly records: Uint8Array[];
+  bytes: number;
+}
+
+interface Entry {
+  readonly seq: number;
+  readonly bytes: number;
+}
+
+interface Stream {
+  /** At least what is there: counted anew when it reaches a bound. */
+  messages: number;
+  bytes: number;
+  /** `last` of the oldest row. */
+  oldest: number;
+  /** Who needs the oldest row; undefined: to be found out. */
+  blocker: number | undefined;
+}
+
+/** A stream is cut when it is longer than its bounds by so much, so that a cut is rare. */
+const slack = 1.25;
+
+const entryBytes = 10;
+
+export class MessageLog {
+  readonly #sql: Sql;
+  readonly #bounds: StreamBounds;
+  readonly #readers: LogReaders;
+  readonly #writer = new ByteWriter();
+  readonly #gathered = new Map<string, Gathered>();
+  readonly #streams = new Map<string, Stream>();
+  /** Streams whose oldest row nobody may need any more. */
+  readonly #unexamined = new Set<string>();
+  readonly #blockedBy = new Map<number, Set<string>>();
+  /** The row read last: sessions read one message after the other. */
+  #lastRead: { filter: string; entries: Entry[]; records: Uint8Array } | undefined;
+
+  constructor(sql: Sql, bounds: StreamBounds, readers: LogReaders) {
+    this.#sql = sql;
+    this.#bounds = bounds;
+    this.#readers = readers;
+  }
+
+  // ---- append -----------------------------------------------------------------------------------------------------
+
+  /** Takes a message in; it is on disk with the next `flush`. */
+  append(filter: string, seq: number, record: Uint8Array, now: number): void {
+    let gathered = this.#gathered.get(filter);
+    if (gathered && gathered.bytes + record.length > limits.logRowBytesMax) {
+      this.flush(now);
+      gathered = undefined;
+    }
+    if (!gathered) this.#gathered.set(filter, (gathered = { entries: [], records: [], bytes: 0 }));
+    gathered.entries.push({ seq, bytes: record.length });
+    gathered.records.push(record);
+    gathered.bytes += record.length;
+  }
+
+  flush(now: number): void {
+    if (this.#gathered.size === 0) return;
+    const all = [...this.#gathered];
+    this.#gathered.clear();
+    for (const [filter, gathered] of all) this.#writeRow(filter, gathered, now);
+    // Behind all rows: who is woken by a cut reads what is on disk.
+    for (const [filter] of all) this.#cutIfLong(filter, now);
+  }
+
+  #writeRow(filter: string, { entries, records, bytes }: Gathered, now: number): void {
+    const stream = this.#stream(filter);
+    const { seq: last } = entries.at(-1)!;
+    for (const entry of entries) this.#writer.u48(entry.seq).u32(entry.bytes);
+    this.#sql.exec(
+      "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+      filter,
+      last,
+      now,
+      this.#writer.take(),
+      records.length === 1 ? records[0]! : concatenate(records, bytes),
+    );
+    if (stream.messages === 0) stream.oldest = last;
+    stream.messages += entries.length;
+    stream.bytes += bytes;
+    if (stream.blocker === undefined) this.#unexamined.add(filter);
+  }
+
+  // ---- read -------------------------------------------------------------------------------------------------------
+
+  read(seq: number, filter: string, now: number): Forward | undefined {
+    this.flush(now);
+    let found = this.#findLastRead(seq, filter);
+    if (!found) {
+      const row = this.#sql
+        .exec<{ entries: ArrayBuffer; records: ArrayBuffer }>(
+          "SELECT entries, records FROM log WHERE filter = ? AND last >= ? ORDER BY last LIMIT 1",
+          filter,
+          seq,
+        )
+        .toArray()[0];
+      if (!row) return undefined;
+      this.#lastRead = { filter, entries: readEntries(row.entries), records: new Uint8Array(row.records) };
+      found = this.#findLastRead(seq, filter);
+    }
+    return found && readForward(found);
+  }
+
+  #findLastRead(seq: number, filter: string): Uint8Array | undefined {
+    if (this.#lastRead?.filter !== filter) return undefined;
+    let offset = 0;
+    for (const entry of this.#lastRead.entries) {
+      if (entry.seq === seq) return this.#lastRead.records.subarray(offset, offset + entry.bytes);
+      offset += entry.bytes;
+    }
+    return undefined;
+  }
+
+  /** What waits here for a session from this number on; a message logged under several of its filters several times. */
+  *waiting(sessionId: number, from: number, now: number): Generator<StoredMessage> {
+    this.flush(now);
+    const rows = this.#sql.exec<{ filter: string; at: number; entries: ArrayBuffer }>(
+      `SELECT log.filter, log.at, log.entries
+         FROM subscription JOIN log ON log.filter = subscription.filter AND log.last > subscription.logged_since
+        WHERE subscription.session = ? AND log.last >= ?`,
+      sessionId,
+      from,
+    );
+    for (const { filter, at, entries } of rows) {
+      // Whoever moves on may be the last to have needed it.
+      this.#unexamined.add(filter);
+      const needed = readEntries(entries).filter(({ seq }) => seq >= from);
+      if (at <= now - this.#bounds.retentionMs) this.#readers.countExpired(needed.length);
+      else for (const { seq, bytes } of needed) yield { seq, filter, bytes, shared: false };
+    }
+  }
+
+  // ---- trim and cut -----------------------------------------------------------------------------------------------
+
+  /** These sessions have moved on, on disk: what nobody needs any more goes. */
+  trim(sessionIds: Iterable<number>): void {
+    for (const id of sessionIds) for (const filter of this.#blockedBy.get(id) ?? []) this.#unexamined.add(filter);
+    for (const filter of this.#unexamined) this.#examine(filter);
+    this.#unexamined.clear();
+  }
+
+  /** Whether `trim` has something to do, whoever has moved on. */
+  get hasUnexamined(): boolean {
+    return this.#unexamined.size > 0;
+  }
+
+  /** A session does not read the stream any more. */
+  handleReaderLeft(filter: string): void {
+    if (this.#stream(filter).messages > 0) this.#unexamined.add(filter);
+    else this.#streams.delete(filter);
+  }
+
+  #examine(filter: string): void {
+    const stream = this.#stream(filter);
+    let neededFrom = Infinity;
+    let blocker: number | undefined;
+    for (const reader of this.#readers.of(filter)) {
+      if (reader.neededFrom >= neededFrom) continue;
+      ({ neededFrom, sessionId: blocker } = reader);
+      if (neededFrom <= stream.oldest) break;
+    }
+    if (neededFrom > stream.oldest) this.#deleteBelow(filter, stream, neededFrom);
+    this.#setBlocker(filter, stream, stream.messages === 0 ? undefined : blocker);
+    if (stream.messages === 0) this.#streams.delete(filter);
+  }
+
+  #deleteBelow(filter: string, stream: Stream, seq: number): void {
+    this.#sql.exec("DELETE FROM log WHERE filter = ? AND last < ?", filter, Math.min(seq, Number.MAX_SAFE_INTEGER));
+    this.#lastRead = undefined;
+    const { oldest } = this.#sql
+      .exec<{ oldest: number | null }>("SELECT min(last) AS oldest FROM log WHERE filter = ?", filter)
+      .one();
+    if (oldest === null) stream.messages = stream.bytes = 0;
+    else stream.oldest = oldest;
+  }
+
+  #setBlocker(filter: string, stream: Stream, blocker: number | undefined): void {
+    if (stream.blocker === blocker) return;
+    if (stream.blocker !== undefined) {
+      const blocked = this.#blockedBy.get(stream.blocker);
+      blocked?.delete(filter);
+      if (blocked?.size === 0) this.#blockedBy.delete(stream.blocker);
+    }
+    stream.blocker = blocker;
+    if (blocker === undefined) return;
+    const blocked = this.#blockedBy.get(blocker);
+    if (blocked) blocked.add(filter);
+    else this.#blockedBy.set(blocker, new Set([filter]));
+  }
+
+  #isLong({ messages, bytes }: Stream): boolean {
+    return messages > this.#bounds.messagesMax * slack || bytes > limits.mqueueBytesMax * slack;
+  }
+
+  /** Only as many of the newest messages stay as a session's queue may hold. */
+  #cutIfLong(filter: string, now: number): void {
+    const stream = this.#stream(filter);
+    if (!this.#isLong(stream)) return;
+    this.#measure(filter, stream);
+    if (!this.#isLong(stream)) return;
+    let messages = 0;
+    let bytes = 0;
+    let keptFrom = 0;
+    const cut: number[] = [];
+    for (const row of this.#sql.exec<{ last: number; at: number; entries: ArrayBuffer; bytes: number }>(
+      "SELECT last, at, entries, length(records) AS bytes FROM log WHERE filter = ? ORDER BY last DESC",
+      filter,
+    )) {
+      const isKept = messages < this.#bounds.messagesMax && bytes < limits.mqueueBytesMax;
+      if (isKept && (keptFrom === 0 || row.at > now - this.#bounds.retentionMs)) keptFrom = row.last;
+      else for (const { seq } of readEntries(row.entries)) cut.push(seq);
+      messages += row.entries.byteLength / entryBytes;
+      bytes += row.bytes;
+    }
+    this.#readers.handleCut(
+      filter,
+      cut.sort((a, b) => a - b),
+    );
+    this.#deleteBelow(filter, stream, keptFrom);
+    this.#measure(filter, stream);
+    this.#setBlocker(filter, stream, undefined);
+    this.#unexamined.add(filter);
+  }
+
+  #stream(filter: string): Stream {
+    let stream = this.#streams.get(filter);
+    if (stream) return stream;
+    stream = { messages: 0, bytes: 0, oldest: 0, blocker: undefined };
+    this.#measure(filter, stream);
+    this.#streams.set(filter, stream);
+    return stream;
+  }
+
+  #measure(filter: string, stream: Stream): void {
+    const row = this.#sql
+      .exec<{ messages: number; bytes: number; oldest: number }>(
+        `SELECT coalesce(sum(length(entries)), 0) / ${entryBytes} AS messages,
+                coalesce(sum(length(records)), 0) AS bytes, coalesce(min(last), 0) AS oldest
+           FROM log WHERE filter = ?`,
+        filter,
+      )
+      .one();
+    Object.assign(stream, row);
+  }
+}
+
+function readEntries(bytes: ArrayBuffer): Entry[] {
+  const reader = new ByteReader(new Uint8Array(bytes));
+  const entries: Entry[] = [];
+  while (!reader.done) entries.push({ seq: reader.u48(), bytes: reader.u32() });
+  return entries;
+}
+
+/** By rising number, each once; a place of the session's own comes before the log's. */
+export function merged(own: Iterable<StoredMessage>, logged: Iterable<StoredMessage>): StoredMessage[] {
+  const bySeq = new Map<number, StoredMessage>();
+  for (const message of own) bySeq.set(message.seq, message);
+  for (const message of logged) if (!bySeq.has(message.seq)) bySeq.set(message.seq, message);
+  return [...bySeq.values()].sort((a, b) => a.seq - b.seq);
+}
