@@ -9,11 +9,17 @@
  * is not touched.
  */
 
+/** What of SQLite the broker uses. */
+export type Sql = Pick<SqlStorage, "exec">;
+
 /** What of an object's storage holds tables. */
-export type Database = Pick<DurableObjectStorage, "sql" | "transactionSync">;
+export interface Database {
+  readonly sql: Sql;
+  transactionSync<T>(run: () => T): T;
+}
 
 /** Statements, or what cannot be said in statements alone. */
-export type Migration = string | ((sql: SqlStorage) => void);
+export type Migration = string | ((sql: Sql) => void);
 
 /** Throws, and leaves the database as it was, if it is newer than the code or a migration fails. */
 export function migrate(database: Database, migrations: readonly Migration[]): void {
@@ -33,7 +39,7 @@ export function migrate(database: Database, migrations: readonly Migration[]): v
   });
 }
 
-function versionOf(sql: SqlStorage): number {
+function versionOf(sql: Sql): number {
   const isWritten = sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'schema_version'").toArray().length > 0;
   return isWritten ? sql.exec<{ n: number }>("SELECT max(version) AS n FROM schema_version").one().n : 0;
 }

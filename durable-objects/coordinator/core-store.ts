@@ -13,7 +13,7 @@ import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { hasWildcard, matches } from "../../mqtt/topic.ts";
 import type { RetainedPage } from "../rpc.ts";
-import { migrate, type Database, type Migration } from "../schema.ts";
+import { migrate, type Database, type Migration, type Sql } from "../schema.ts";
 
 const migrations: readonly Migration[] = [
   `
@@ -44,7 +44,7 @@ CREATE INDEX IF NOT EXISTS delayed_due ON delayed (due_at);
 const lastCharacter = "\u{10FFFF}";
 
 export class CoreStore {
-  readonly #sql: SqlStorage;
+  readonly #sql: Sql;
   #retainedCount: number | undefined;
 
   constructor(database: Database) {

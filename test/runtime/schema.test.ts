@@ -38,8 +38,7 @@ function rowsWritten(storage: DurableObjectStorage, run: (database: Database) =>
     for (const statement of query.trim().split(";\n")) cursors.push(storage.sql.exec(statement, ...values));
     return cursors.at(-1)!;
   };
-  const sql = new Proxy(storage.sql, { get: (target, key) => (key === "exec" ? exec : Reflect.get(target, key)) });
-  run({ sql, transactionSync: (callback) => storage.transactionSync(callback) });
+  run({ sql: { exec: exec as SqlStorage["exec"] }, transactionSync: (callback) => storage.transactionSync(callback) });
   return cursors.reduce((sum, cursor) => sum + cursor.rowsWritten, 0);
 }
 
