@@ -160,7 +160,7 @@ export class Core {
       return;
     }
     this.metrics.add("messages.publish");
-    if (message.retain && only === "" && !this.store.retain(message, bytes)) {
+    if (message.retain && only === "" && !this.store.retained.put(message, bytes)) {
       this.metrics.add("messages.dropped.quota");
       answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
@@ -277,7 +277,7 @@ export class Core {
   // ---- retained ---------------------------------------------------------------------------------------------------
 
   retained(filter: string, after: string | undefined, messagesMax: number): RetainedPage {
-    return this.store.retainedPage(filter, after, messagesMax, Date.now());
+    return this.store.retained.page(filter, after, messagesMax, Date.now());
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
