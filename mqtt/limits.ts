@@ -39,11 +39,13 @@ export const limits = {
   checkpointDelayMs: 500,
   /** One page of retained messages, or of an exported session. */
   pageBytesMax: 1_048_576,
-  /** Messages in one page, and rows looked at for it. */
+  /** Messages in one page, and topics looked at for it: each is a query of its own. */
   pageMessagesMax: 500,
-  pageRowsMax: 5_000,
+  pageTopicsMax: 2_000,
   /** Retained messages of one cluster; beyond it a new topic is refused with 0x97. */
   retainedMessagesMax: 1_000_000,
+  /** Retained messages that have expired are deleted together, once in this time at most. */
+  retainedSweepMs: 60_000,
   /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
   passwordChecksWaitingMax: 32,
   passwordsKnownMax: 10_000,

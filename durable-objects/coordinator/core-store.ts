@@ -6,11 +6,13 @@
  *   claim     which node has which client id, and which nodes may still hold a session of it: the session registry
  *   retained  one message per topic
  *   delayed   messages whose time has not come
+ *   counter   how many rows `retained` and `delayed` have
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { migrate, type Database, type Migration, type Sql } from "../schema.ts";
 import { RetainedStore } from "./retained-store.ts";
+import { RowCount } from "./row-count.ts";
 
 const migrations: readonly Migration[] = [
   `
@@ -35,16 +37,33 @@ CREATE TABLE IF NOT EXISTS retained (
 CREATE TABLE IF NOT EXISTS delayed (id INTEGER PRIMARY KEY, due_at INTEGER NOT NULL, message BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS delayed_due ON delayed (due_at);
 `,
+  `
+ALTER TABLE retained RENAME TO retained_by_topic;
+CREATE TABLE retained (
+  id INTEGER PRIMARY KEY,
+  topic TEXT NOT NULL UNIQUE,
+  expires_at INTEGER NOT NULL,
+  message BLOB NOT NULL
+);
+CREATE INDEX retained_expiry ON retained (expires_at) WHERE expires_at > 0;
+INSERT INTO retained (topic, expires_at, message) SELECT topic, expires_at, message FROM retained_by_topic;
+DROP TABLE retained_by_topic;
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter SELECT 'retained', count(*) FROM retained;
+INSERT INTO counter SELECT 'delayed', count(*) FROM delayed;
+`,
 ];
 
 export class CoreStore {
   readonly #sql: Sql;
   readonly retained: RetainedStore;
+  readonly #delayedCount: RowCount;
 
   constructor(database: Database) {
     this.#sql = database.sql;
     migrate(database, migrations);
     this.retained = new RetainedStore(this.#sql);
+    this.#delayedCount = new RowCount(this.#sql, "delayed");
   }
 
   // ---- members and routes -----------------------------------------------------------------------------------------
@@ -104,6 +123,7 @@ export class CoreStore {
 
   delay(bytes: Uint8Array, dueAt: number): void {
     this.#sql.exec("INSERT INTO delayed (due_at, message) VALUES (?, ?)", dueAt, bytes);
+    this.#delayedCount.add(1);
   }
 
   /** One page of what is due, at least one message if there is any. */
@@ -124,7 +144,8 @@ export class CoreStore {
   }
 
   forgetDelayed(id: number): void {
-    this.#sql.exec("DELETE FROM delayed WHERE id = ?", id);
+    const deleted = this.#sql.exec("DELETE FROM delayed WHERE id = ? RETURNING id", id).toArray();
+    this.#delayedCount.add(-deleted.length);
   }
 
   nextDelayed(): number | undefined {
@@ -132,6 +153,6 @@ export class CoreStore {
   }
 
   delayedCount(): number {
-    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM delayed").one().n;
+    return this.#delayedCount.value;
   }
 }

@@ -31,6 +31,7 @@ import {
 } from "../rpc.ts";
 import type { Database } from "../schema.ts";
 import { CoreStore } from "./core-store.ts";
+import { sweepOf } from "./retained-store.ts";
 import { SysTopics } from "./sys-topics.ts";
 
 /** What the Durable Object gives. */
@@ -97,8 +98,8 @@ export class Core {
     this.#members = new Set(this.store.members());
     for (const { node, key, members } of this.store.routes()) this.#addRoute(node, key, members);
     this.#sys = new SysTopics(this);
-    const due = this.store.nextDelayed();
-    if (due !== undefined) host.ringAt(due);
+    for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()])
+      if (due !== undefined) host.ringAt(due);
   }
 
   /** The nodes of the cluster, in the order in which they joined. */
@@ -160,7 +161,7 @@ export class Core {
       return;
     }
     this.metrics.add("messages.publish");
-    if (message.retain && only === "" && !this.store.retained.put(message, bytes)) {
+    if (message.retain && only === "" && !this.#retain(message, bytes)) {
       this.metrics.add("messages.dropped.quota");
       answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
@@ -276,6 +277,19 @@ export class Core {
 
   // ---- retained ---------------------------------------------------------------------------------------------------
 
+  /** @returns whether there was room. */
+  #retain(message: Message, bytes: Uint8Array): boolean {
+    const isKept = this.store.retained.put(message, bytes);
+    if (isKept && message.expiresAt > 0) this.host.ringAt(sweepOf(message.expiresAt));
+    return isKept;
+  }
+
+  #sweepRetained(now: number): void {
+    this.store.retained.deleteExpired(now);
+    const next = this.store.retained.nextSweep();
+    if (next !== undefined) this.host.ringAt(next);
+  }
+
   retained(filter: string, after: string | undefined, messagesMax: number): RetainedPage {
     return this.store.retained.page(filter, after, messagesMax, Date.now());
   }
@@ -295,6 +309,7 @@ export class Core {
   }
 
   async handleAlarm(now: number): Promise<void> {
+    this.#sweepRetained(now);
     const isRefused = await Promise.all(
       this.store.delayedUntil(now).map((delayed) => this.#publishDelayed(delayed, now)),
     );

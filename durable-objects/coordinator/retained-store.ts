@@ -1,20 +1,31 @@
-/** Retained messages on a core's disk: one per topic. */
+/**
+ * Retained messages on a core's disk: one per topic, ordered by the bytes of the topics. A filter is read by skip-scan
+ * (mqtt/topic-scan.ts): topics are looked at one by one, and only of those that match the message is read.
+ *
+ * An expired message is given to nobody from that moment; it is deleted when the alarm rings next.
+ *
+ * Rows written: one for a topic that is known, two for a new one, one more if the message expires; one a turn for the count.
+ */
 import { concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
-import { hasWildcard, matches } from "../../mqtt/topic.ts";
+import { seekAfter } from "../../mqtt/topic-scan.ts";
+import { matches } from "../../mqtt/topic.ts";
 import type { RetainedPage } from "../rpc.ts";
 import type { Sql } from "../schema.ts";
-
-/** Behind every topic that starts with the prefix, but one that goes on with U+10FFFF itself, which is no character. */
-const lastCharacter = "\u{10FFFF}";
+import { RowCount } from "./row-count.ts";
 
 export class RetainedStore {
   readonly #sql: Sql;
-  #count: number | undefined;
+  readonly #count: RowCount;
 
   constructor(sql: Sql) {
     this.#sql = sql;
+    this.#count = new RowCount(sql, "retained");
+  }
+
+  get count(): number {
+    return this.#count.value;
   }
 
   /**
@@ -22,78 +33,69 @@ export class RetainedStore {
    * @returns whether there was room.
    */
   put({ topic, payload, expiresAt }: Message, bytes: Uint8Array): boolean {
-    if (payload.length === 0) this.#delete([topic]);
-    else {
-      const isNew = this.#sql.exec("SELECT 1 FROM retained WHERE topic = ?", topic).toArray().length === 0;
-      if (isNew && this.count() >= limits.retainedMessagesMax) return false;
-      this.#sql.exec("INSERT OR REPLACE INTO retained VALUES (?, ?, ?)", topic, expiresAt, bytes);
-      if (isNew) this.#count = this.count() + 1;
+    if (payload.length === 0) {
+      this.#delete("topic = ?", topic);
+      return true;
     }
+    const update = "UPDATE retained SET expires_at = ?, message = ? WHERE topic = ?";
+    if (this.#sql.exec(update, expiresAt, bytes, topic).rowsWritten > 0) return true;
+    if (this.count >= limits.retainedMessagesMax) return false;
+    this.#sql.exec("INSERT INTO retained (topic, expires_at, message) VALUES (?, ?, ?)", topic, expiresAt, bytes);
+    this.#count.add(1);
     return true;
   }
 
-  /** Looks at a bounded number of rows, and reads only the messages that match. Expired ones are deleted on the way. */
+  /** Bounded in messages, in bytes and in topics looked at. */
   page(filter: string, after: string | undefined, messagesMax: number, now: number): RetainedPage {
-    const found: string[] = [];
-    const expired: string[] = [];
-    let next: string | undefined;
-    let rows = 0;
-    for (const { topic, expires_at } of this.#topics(filter, after)) {
-      rows++;
-      if (expires_at !== 0 && expires_at <= now) expired.push(topic);
-      else if (matches(filter, topic)) found.push(topic);
-      if (found.length < messagesMax && rows < limits.pageRowsMax) continue;
-      next = topic;
-      break;
-    }
-    this.#delete(expired);
-    return this.#readPage(found, next);
-  }
-
-  #readPage(topics: readonly string[], next: string | undefined): RetainedPage {
     const messages: Uint8Array[] = [];
     let bytes = 0;
-    for (const [index, topic] of topics.entries()) {
-      const row = this.#sql.exec<{ message: ArrayBuffer }>("SELECT message FROM retained WHERE topic = ?", topic).one();
-      messages.push(new Uint8Array(row.message));
-      bytes += row.message.byteLength;
-      if (bytes >= limits.pageBytesMax && index < topics.length - 1)
-        return { messages: concatenate(messages, bytes), next: topic };
+    let looked = after ?? "";
+    for (let topics = 0; topics < limits.pageTopicsMax; topics++) {
+      const found = this.#firstFrom(seekAfter(filter, looked));
+      if (!found) return { messages: concatenate(messages, bytes), next: undefined };
+      looked = found.topic;
+      const message = matches(filter, looked) ? this.#read(found.id, now) : undefined;
+      if (!message) continue;
+      messages.push(message);
+      bytes += message.length;
+      if (messages.length === messagesMax || bytes >= limits.pageBytesMax) break;
     }
-    return { messages: concatenate(messages, bytes), next };
+    return { messages: concatenate(messages, bytes), next: looked };
   }
 
-  /** In their order, only those that begin as the filter does. */
-  #topics(filter: string, after: string | undefined) {
-    type Row = { topic: string; expires_at: number };
-    if (!hasWildcard(filter))
-      return this.#sql.exec<Row>(
-        "SELECT topic, expires_at FROM retained WHERE topic = ? AND topic > ?",
-        filter,
-        after ?? "",
-      );
-    const wildcard = filter.search(/[+#]/);
-    // "a/#" matches "a" too: the slash is not part of what all have in common. [MQTT-4.7.1-2]
-    const prefix = filter.slice(0, filter[wildcard] === "#" ? Math.max(0, wildcard - 1) : wildcard);
-    return this.#sql.exec<Row>(
-      "SELECT topic, expires_at FROM retained WHERE topic >= ? AND topic > ? AND topic < ? ORDER BY topic",
-      prefix,
-      after ?? "",
-      prefix + lastCharacter,
-    );
+  #firstFrom(from: string | undefined): { id: number; topic: string } | undefined {
+    if (from === undefined) return undefined;
+    const query = "SELECT id, topic FROM retained WHERE topic >= ? ORDER BY topic LIMIT 1";
+    return this.#sql.exec<{ id: number; topic: string }>(query, from).toArray()[0];
   }
 
-  #delete(topics: readonly string[]): void {
-    for (const topic of topics) {
-      const before = this.count();
-      const { rowsWritten } = this.#sql.exec("DELETE FROM retained WHERE topic = ?", topic);
-      if (rowsWritten > 0) this.#count = before - 1;
-    }
+  /** Nothing when it has expired. */
+  #read(id: number, now: number): Uint8Array | undefined {
+    const query = "SELECT message FROM retained WHERE id = ? AND (expires_at = 0 OR expires_at > ?)";
+    const row = this.#sql.exec<{ message: ArrayBuffer }>(query, id, now).toArray()[0];
+    return row && new Uint8Array(row.message);
   }
 
-  /** Counted once, then kept. */
-  count(): number {
-    this.#count ??= this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM retained").one().n;
-    return this.#count;
+  /** One page. */
+  deleteExpired(now: number): void {
+    const expired = "SELECT id FROM retained WHERE expires_at > 0 AND expires_at <= ? ORDER BY expires_at LIMIT ?";
+    this.#delete(`id IN (${expired})`, now, limits.pageMessagesMax);
   }
+
+  #delete(where: string, ...bindings: (string | number)[]): void {
+    const deleted = this.#sql.exec(`DELETE FROM retained WHERE ${where} RETURNING id`, ...bindings).toArray();
+    this.#count.add(-deleted.length);
+  }
+
+  /** When to delete next, in ms since the epoch: often enough for the disk, and seldom enough for many at once. */
+  nextSweep(): number | undefined {
+    const query = "SELECT min(expires_at) AS at FROM retained WHERE expires_at > 0";
+    const { at } = this.#sql.exec<{ at: number | null }>(query).one();
+    return at === null ? undefined : sweepOf(at);
+  }
+}
+
+/** When a message is deleted that expires then. */
+export function sweepOf(expiresAt: number): number {
+  return Math.ceil(expiresAt / limits.retainedSweepMs) * limits.retainedSweepMs;
 }

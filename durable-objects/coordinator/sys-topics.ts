@@ -50,7 +50,7 @@ export class SysTopics {
     this.#publishNumbers(core.name, "stats", {
       "nodes.count": core.members.size,
       "topics.count": core.routes.size,
-      "retained.count": core.store.retained.count(),
+      "retained.count": core.store.retained.count,
       "delayed.count": core.store.delayedCount(),
       "sessions.count": core.store.claimCount(),
     });

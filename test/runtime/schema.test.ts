@@ -5,6 +5,7 @@ import { describe, expect, test } from "vitest";
 import { CoreStore } from "../../durable-objects/coordinator/core-store.ts";
 import { migrate } from "../../durable-objects/schema.ts";
 import type { Database, Migration } from "../../durable-objects/schema.ts";
+import { countedSql } from "./counted-sql.ts";
 
 const env = bindings as unknown as Env;
 
@@ -32,14 +33,9 @@ function dump(sql: SqlStorage): Record<string, unknown[]> {
 
 /** What `run` costs in rows written. */
 function rowsWritten(storage: DurableObjectStorage, run: (database: Database) => void): number {
-  const cursors: SqlStorageCursor<Record<string, SqlStorageValue>>[] = [];
-  // A cursor over several statements counts the last one only.
-  const exec = (query: string, ...values: SqlStorageValue[]) => {
-    for (const statement of query.trim().split(";\n")) cursors.push(storage.sql.exec(statement, ...values));
-    return cursors.at(-1)!;
-  };
-  run({ sql: { exec: exec as SqlStorage["exec"] }, transactionSync: (callback) => storage.transactionSync(callback) });
-  return cursors.reduce((sum, cursor) => sum + cursor.rowsWritten, 0);
+  const { sql, rows } = countedSql(storage.sql);
+  run({ sql, transactionSync: (callback) => storage.transactionSync(callback) });
+  return rows().written;
 }
 
 const first = "CREATE TABLE IF NOT EXISTS a (x INTEGER PRIMARY KEY)";
@@ -148,7 +144,14 @@ describe("a core", () => {
     });
     expect(Object.keys(before)).toEqual(["claim", "delayed", "member", "retained", "route"]);
     await evictDurableObject(core);
-    expect(await runInDurableObject(core, dumped)).toMatchObject(before);
+    expect(await runInDurableObject(core, dumped)).toMatchObject({
+      ...before,
+      retained: before["retained"]!.map((row, index) => [index + 1, ...(row as unknown[])]),
+      counter: [
+        ["delayed", 2],
+        ["retained", 3],
+      ],
+    });
     expect(await core.claim("bob", "node-1@local.emqxcl")).toMatchObject({
       holders: ["node-2@local.emqxcl", "node-3@local.emqxcl"],
     });
@@ -156,9 +159,19 @@ describe("a core", () => {
     expect(messages).toEqual(Uint8Array.of(1, 2, 3, 4));
   });
 
+  test("knows how many messages are delayed", async () => {
+    await onEmptyStorage((storage) => {
+      const store = new CoreStore(storage);
+      for (const at of [1, 2, 3]) store.delay(Uint8Array.of(at), at);
+      store.forgetDelayed(2);
+      store.forgetDelayed(2);
+      expect(store.delayedCount()).toBe(2);
+    });
+  });
+
   test("writes few rows when it is new, and none when it wakes", async () => {
     await onEmptyStorage((storage) => {
-      expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(14);
+      expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(28);
       expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(0);
     });
   });

@@ -1,0 +1,255 @@
+// Retained messages where they are, on the core's disk: what is looked at, what is written, and when they go.
+// The clock is moved by hand, and so is the alarm.
+
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
+import { RetainedStore } from "../../durable-objects/coordinator/retained-store.ts";
+import type { RetainedPage } from "../../durable-objects/rpc.ts";
+import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { readMessage, writeMessage } from "../../mqtt/message.ts";
+import type { Message } from "../../mqtt/message.ts";
+import {
+  converse,
+  coreName,
+  coreStub,
+  crash,
+  newNode,
+  publish,
+  publishAndWait,
+  rows,
+  sleep,
+  subscribe,
+} from "./conversation.ts";
+import type { Conversation } from "./conversation.ts";
+import { countedSql } from "./counted-sql.ts";
+
+vi.setConfig({ testTimeout: 20_000, hookTimeout: 60_000 });
+
+beforeEach(() => {
+  vi.setSystemTime(Date.now());
+});
+
+afterEach(() => {
+  vi.useRealTimers();
+});
+
+function pass(seconds: number): void {
+  vi.setSystemTime(Date.now() + seconds * 1000);
+}
+
+function messageOf(topic: string, fields: Partial<Message> = {}): Message {
+  const payload = new TextEncoder().encode(topic);
+  const rest = { id: "id", qos: 1, retain: true, properties: new Uint8Array(), expiresAt: 0, from: "test" } as const;
+  return { topic, payload, ...rest, ...fields };
+}
+
+const writer = new ByteWriter();
+
+function recordOf(message: Message): Uint8Array {
+  writeMessage(writer, message);
+  return writer.take();
+}
+
+function topicsOf({ messages }: RetainedPage): string[] {
+  const topics: string[] = [];
+  for (const reader = new ByteReader(messages); !reader.done;) topics.push(readMessage(reader).topic);
+  return topics;
+}
+
+/** Runs on the core's disk in one turn; the result, and the rows that were read and written. */
+async function onDisk<R>(run: (store: RetainedStore) => R): Promise<{ result: R; read: number; written: number }> {
+  return runInDurableObject(coreStub(), async (_: unknown, { storage }: DurableObjectState) => {
+    const { sql, rows } = countedSql(storage.sql);
+    const result = run(new RetainedStore(sql));
+    await Promise.resolve();
+    return { result, ...rows() };
+  });
+}
+
+async function put(...messages: Message[]): Promise<{ written: number }> {
+  return onDisk((store) => {
+    for (const message of messages) store.put(message, recordOf(message));
+  });
+}
+
+/** Counted by looking at all, and as it is kept. */
+async function counts(): Promise<[number, number]> {
+  const [all] = await rows<{ n: number }>(coreName, "SELECT count(*) AS n FROM retained");
+  const { result } = await onDisk((store) => store.count);
+  return [all!.n, result];
+}
+
+describe("among 100,002 topics", () => {
+  const devices = 33_334;
+
+  beforeAll(async () => {
+    for (let from = 0; from < devices; from += 1_000)
+      await put(
+        ...Array.from({ length: Math.min(1_000, devices - from) }, (_, number) =>
+          ["a", "b", "c"].map((leaf) => messageOf(`d/${from + number}/${leaf}`)),
+        ).flat(),
+      );
+  });
+
+  test.each([
+    ["d/7777/c", 1, 1],
+    ["d/77777/c", 0, 1],
+    ["d/7777/+", 3, 4],
+    ["d/7777/#", 3, 4],
+    ["d/77777/#", 0, 1],
+    ["+/7777/c", 1, 2],
+    ["+/77777/c", 0, 2],
+    ["nothing/#", 0, 0],
+  ])("%s finds %i, and looks at %i topics [G6]", async (filter, found, looked) => {
+    await sleep(coreName);
+    const { result, read } = await onDisk((store) => store.page(filter, undefined, 500, Date.now()));
+    expect(topicsOf(result)).toHaveLength(found);
+    expect(result.next).toBeUndefined();
+    // To find nothing behind the last topic counts, too.
+    expect([looked + found, looked + found + 1]).toContain(read);
+  });
+
+  test("a message is read only where the topic matches", async () => {
+    const { result, read } = await onDisk((store) => store.page("d/+/c", undefined, 100, Date.now()));
+    expect(topicsOf(result)).toHaveLength(100);
+    expect(read).toBe(2 * 100 + 100);
+  });
+
+  test("a page is bounded in topics looked at, and the next one goes on", async () => {
+    await put(messageOf("d/9999/x"));
+    const found: string[] = [];
+    const looked: number[] = [];
+    let after: string | undefined;
+    do {
+      const { result, read } = await onDisk((store) => store.page("d/+/x", after, 500, Date.now()));
+      found.push(...topicsOf(result));
+      looked.push(read - topicsOf(result).length);
+      after = result.next;
+    } while (after !== undefined);
+    expect(found).toEqual(["d/9999/x"]);
+    expect(looked.reduce((sum, each) => sum + each, 0)).toBe(devices + 2);
+    expect(Math.max(...looked)).toBe(limits.pageTopicsMax);
+  });
+
+  test("a page is bounded in bytes", async () => {
+    const payload = new Uint8Array(limits.pageBytesMax / 4);
+    await put(...["1", "2", "3", "4", "5", "6"].map((number) => messageOf(`large/${number}`, { payload })));
+    const first = await coreStub().retained("large/#", undefined, 500);
+    expect(topicsOf(first)).toEqual(["large/1", "large/2", "large/3", "large/4"]);
+    const second = await coreStub().retained("large/#", first.next, 500);
+    expect(topicsOf(second)).toEqual(["large/5", "large/6"]);
+  });
+});
+
+describe("rows written [G6]", () => {
+  /** Puts a hundred in one turn. */
+  const written = async (root: string, fields: Partial<Message> = {}): Promise<number> => {
+    const messages = Array.from({ length: 100 }, (_, number) => messageOf(`${root}/${number}`, fields));
+    return (await put(...messages)).written;
+  };
+  const soon = Date.now() + 3_600_000;
+
+  test("one for a topic that has a message, two for a new one; one for the count, once a turn", async () => {
+    expect(await written("rows/a")).toBe(201);
+    expect(await written("rows/a")).toBe(100);
+    expect(await written("rows/a", { payload: new Uint8Array() })).toBe(101);
+    expect(await written("rows/a", { payload: new Uint8Array() })).toBe(0);
+    expect(await written("rows/a")).toBe(201);
+  });
+
+  test("one more for a message that expires", async () => {
+    expect(await written("rows/b", { expiresAt: soon })).toBe(301);
+    expect(await written("rows/b", { expiresAt: soon + 1 })).toBe(200);
+    expect(await written("rows/b")).toBe(100);
+  });
+
+  test("the count is right without counting, also after a crash", async () => {
+    await put(...["1", "2", "2", "3"].map((topic) => messageOf(`rows/count/${topic}`)));
+    await put(messageOf("rows/count/3", { payload: new Uint8Array() }));
+    await crash(coreName);
+    const [all, kept] = await counts();
+    expect(all).toBeGreaterThan(2);
+    expect(kept).toBe(all);
+    expect((await onDisk((store) => store.count)).read).toBe(1);
+  });
+});
+
+describe("a message that expires", () => {
+  const interval = (seconds: number) => ({ retain: true, properties: { messageExpiryInterval: seconds } });
+
+  async function retain(client: Conversation, topic: string, seconds: number): Promise<void> {
+    client.send(publish(topic, topic, 1, { messageId: 1, ...interval(seconds) }));
+    await client.expect("puback", { messageId: 1 });
+  }
+
+  /** Seconds until the core's alarm. */
+  async function secondsToAlarm(): Promise<number | undefined> {
+    const at = await runInDurableObject(coreStub(), (_: unknown, { storage }: DurableObjectState) =>
+      storage.getAlarm(),
+    );
+    return at === null ? undefined : (at - Date.now()) / 1000;
+  }
+
+  async function kept(topic: string): Promise<string[]> {
+    const found = await rows<{ topic: string }>(coreName, "SELECT topic FROM retained WHERE topic GLOB ?", topic);
+    return found.map((row) => row.topic);
+  }
+
+  test("[MQTT-3.3.2-5] is given to nobody from then on, and deleted by the alarm", async () => {
+    const client = await converse(newNode());
+    await retain(client, "expire/1", 100);
+    await retain(client, "expire/2", 5_000);
+    expect(await secondsToAlarm()).toBeGreaterThanOrEqual(100);
+    expect(await secondsToAlarm()).toBeLessThanOrEqual(100 + limits.retainedSweepMs / 1000);
+    pass(99);
+    await subscribe(client, "expire/1");
+    await client.expectMessage("expire/1", { properties: { messageExpiryInterval: 1 } });
+    pass(1);
+    await subscribe(client, "expire/#", { qos: 0 });
+    await client.expectMessage("expire/2");
+    await client.expectNothing();
+    await sleep(coreName);
+    pass(limits.retainedSweepMs / 1000);
+    expect(await runDurableObjectAlarm(coreStub())).toBe(true);
+    expect(await kept("expire/*")).toEqual(["expire/2"]);
+    expect(await secondsToAlarm()).toBeGreaterThan(2_000);
+    expect(await counts().then(([all, count]) => count - all)).toBe(0);
+  });
+
+  test("is deleted though the core crashes meanwhile", async () => {
+    const client = await converse(newNode());
+    await retain(client, "expire/crash", 100);
+    await crash(coreName);
+    pass(100 + limits.retainedSweepMs / 1000);
+    expect(await runDurableObjectAlarm(coreStub())).toBe(true);
+    expect(await kept("expire/crash")).toEqual([]);
+  });
+
+  test("lives as long as the latest of its topic says", async () => {
+    const client = await converse(newNode());
+    await retain(client, "expire/again", 100);
+    await retain(client, "expire/again", 1_000);
+    pass(500);
+    await runDurableObjectAlarm(coreStub());
+    expect(await kept("expire/again")).toEqual(["expire/again"]);
+    await publishAndWait(client, "expire/again", "not retained");
+    client.send(publish("expire/again", "for ever", 1, { messageId: 1, retain: true }));
+    await client.expect("puback", { messageId: 1 });
+    pass(5_000);
+    await runDurableObjectAlarm(coreStub());
+    await subscribe(client, "expire/again");
+    await client.expectMessage("for ever");
+  });
+
+  test("goes with many others, a bounded number at a time [G6]", async () => {
+    const expiresAt = Date.now() + 1;
+    const count = limits.pageMessagesMax + 10;
+    await put(...Array.from({ length: count }, (_, number) => messageOf(`expire/many/${number}`, { expiresAt })));
+    pass(limits.retainedSweepMs / 1000);
+    const { written } = await onDisk((store) => store.deleteExpired(Date.now()));
+    expect(written).toBe(limits.pageMessagesMax + 1);
+    expect(await kept("expire/many/*")).toHaveLength(10);
+    expect(await onDisk((store) => store.nextSweep()).then(({ result }) => result)).toBeLessThanOrEqual(Date.now());
+  });
+});
