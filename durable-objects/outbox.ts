@@ -6,6 +6,9 @@
  * new is sent until all calls under way have settled; then the failed batches go again, first to last, on a new stub:
  * a stub that threw stays dead. QoS 0 is not sent twice: it is dropped and counted.
  *
+ * A destination that says that it is overloaded is there: what somebody waits for is held for as long as it takes, and
+ * with it its acknowledgement; QoS 0 is shed until the next try.
+ *
  * Bounds (G6): bytes waiting, bytes and number of batches, attempts.
  */
 import { limits, retryDelayMs } from "../mqtt/limits.ts";
@@ -25,11 +28,12 @@ interface Batch {
   readonly number: number;
   readonly items: readonly Item[];
   readonly bytes: number;
-  attempts: number;
+  /** Calls that failed; those that met an overload do not count. */
+  failures: number;
 }
 
 /** QoS 0 messages that are lost: at the bound, or because a call failed. */
-export type CountDropped = (reason: "outbox_full" | "unreachable", count: number) => void;
+export type CountDropped = (reason: "outbox_full" | "overloaded" | "unreachable", count: number) => void;
 
 /** Sends one batch; resolves to one reason code a record. */
 export type SendBatch = (batch: Uint8Array) => Promise<Uint8Array>;
@@ -45,7 +49,10 @@ export class Outbox {
   #nextNumber = 0;
   #failed: Batch[] = [];
   #scheduled = false;
-  #pausedUntilRetry = false;
+  /** Why nothing new is sent until the next try. */
+  #pausedBy: "failure" | "overload" | undefined;
+  /** Pauses since the last answer outside of one. */
+  #pauses = 0;
 
   constructor(connect: () => SendBatch, countDropped: CountDropped) {
     this.#connect = connect;
@@ -59,7 +66,8 @@ export class Outbox {
 
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
   addUnacknowledged(bytes: Uint8Array): void {
-    if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped("outbox_full", 1);
+    if (this.#pausedBy === "overload") this.#countDropped("overloaded", 1);
+    else if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped("outbox_full", 1);
     else this.#add({ bytes, settled: undefined });
   }
 
@@ -84,7 +92,7 @@ export class Outbox {
   }
 
   #schedule(): void {
-    if (this.#scheduled || this.#pausedUntilRetry) return;
+    if (this.#scheduled || this.#pausedBy) return;
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
@@ -93,7 +101,7 @@ export class Outbox {
   }
 
   #flush(): void {
-    if (this.#pausedUntilRetry) return;
+    if (this.#pausedBy) return;
     while (this.#waiting.length > 0 && this.#underWay < limits.batchesInFlightMax) this.#start(this.#nextBatch());
   }
 
@@ -107,12 +115,11 @@ export class Outbox {
       count++;
     }
     this.#waitingBytes -= bytes;
-    return { number: this.#nextNumber++, items: this.#waiting.splice(0, count), bytes, attempts: 0 };
+    return { number: this.#nextNumber++, items: this.#waiting.splice(0, count), bytes, failures: 0 };
   }
 
   #start(batch: Batch): void {
     this.#underWay++;
-    batch.attempts++;
     const records = joinRecords(
       batch.items.map((item) => item.bytes),
       batch.bytes,
@@ -141,6 +148,7 @@ export class Outbox {
 
   #handleAnswer(batch: Batch, codes: Uint8Array): void {
     this.#underWay--;
+    if (!this.#pausedBy) this.#pauses = 0;
     for (const [index, item] of batch.items.entries()) settle(item, codes[index]);
     this.#retryWhenSettled();
     this.#schedule();
@@ -148,31 +156,52 @@ export class Outbox {
 
   #handleFailure(batch: Batch, error: unknown): void {
     this.#underWay--;
-    this.#pausedUntilRetry = true;
     this.#send = undefined;
+    const overloaded = isOverloaded(error);
+    this.#pausedBy = overloaded ? "overload" : (this.#pausedBy ?? "failure");
+    if (overloaded) this.#shed();
+    else batch.failures++;
     const kept = batch.items.filter((item) => item.settled !== undefined);
-    if (kept.length < batch.items.length) this.#countDropped("unreachable", batch.items.length - kept.length);
-    if (batch.attempts >= limits.attemptsMax) {
-      console.error(`a batch of ${batch.items.length} was given up after ${batch.attempts} attempts: ${String(error)}`);
+    if (kept.length < batch.items.length)
+      this.#countDropped(overloaded ? "overloaded" : "unreachable", batch.items.length - kept.length);
+    if (batch.failures >= limits.attemptsMax) {
+      console.error(`a batch of ${batch.items.length} was given up after ${batch.failures} failures: ${String(error)}`);
       for (const item of kept) settle(item, undefined);
-    } else if (kept.length > 0) {
-      const bytes = kept.reduce((sum, item) => sum + item.bytes.length, 0);
-      this.#failed.push({ number: batch.number, items: kept, bytes, attempts: batch.attempts });
-    }
+    } else if (kept.length > 0) this.#failed.push({ ...batch, items: kept, bytes: bytesOf(kept) });
     this.#retryWhenSettled();
   }
 
+  /** QoS 0 goes first. */
+  #shed(): void {
+    const kept = this.#waiting.filter((item) => item.settled !== undefined);
+    if (kept.length < this.#waiting.length) this.#countDropped("overloaded", this.#waiting.length - kept.length);
+    this.#waiting = kept;
+    this.#waitingBytes = bytesOf(kept);
+  }
+
   #retryWhenSettled(): void {
-    if (!this.#pausedUntilRetry || this.#underWay > 0) return;
+    if (!this.#pausedBy || this.#underWay > 0) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
-    const attempts = Math.max(1, ...failed.map((batch) => batch.attempts));
-    setTimeout(() => {
-      this.#pausedUntilRetry = false;
-      for (const batch of failed) this.#start(batch);
-      this.#flush();
-    }, retryDelayMs(attempts));
+    this.#pauses++;
+    setTimeout(
+      () => {
+        this.#pausedBy = undefined;
+        for (const batch of failed) this.#start(batch);
+        this.#flush();
+      },
+      retryDelayMs(Math.max(this.#pauses, ...failed.map((batch) => batch.failures))),
+    );
   }
+}
+
+function bytesOf(items: readonly Item[]): number {
+  return items.reduce((sum, { bytes }) => sum + bytes.length, 0);
+}
+
+/** What the runtime says of an object that gets more calls than it can take. */
+export function isOverloaded(error: unknown): boolean {
+  return error instanceof Error && (error as { overloaded?: unknown }).overloaded === true;
 }
 
 /** One waiter's failure is not the others'. */

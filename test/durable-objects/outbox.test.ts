@@ -10,6 +10,8 @@ interface Call {
   readonly records: string;
   answer(codes?: number[]): Promise<void>;
   fail(): Promise<void>;
+  /** The destination gets more calls than it can take. */
+  refuse(): Promise<void>;
 }
 
 /** The destination: answers when it is told to. Records are single letters, so a batch reads as a word. */
@@ -38,6 +40,7 @@ class Destination {
       records,
       answer: (codes) => settle(() => resolve(codes ? Uint8Array.from(codes) : new Uint8Array(records.length))),
       fail: () => settle(() => reject(new Error("cut"))),
+      refuse: () => settle(() => reject(Object.assign(new Error("too many calls"), { overloaded: true }))),
     });
     return promise;
   }
@@ -325,6 +328,90 @@ describe("failure", () => {
     outbox.add(Uint8Array.of(1), (reasonCode) => settled.push(reasonCode));
     await vi.advanceTimersByTimeAsync(limits.retryLastMs);
     expect(settled).toEqual([0]);
+  });
+});
+
+describe("overload", () => {
+  test("[G1] what somebody waits for is held, however often the destination refuses it, and goes in order", async () => {
+    to.add("A");
+    await turn();
+    to.add("B");
+    await turn();
+    const pauses: number[] = [];
+    for (let attempt = 1; attempt <= limits.attemptsMax * 2; attempt++) {
+      const [a, b] = to.calls.slice(-2);
+      await a!.refuse();
+      await b!.refuse();
+      const before = Date.now();
+      const { length } = to.calls;
+      while (to.calls.length === length) await vi.advanceTimersByTimeAsync(1);
+      pauses.push(Date.now() - before);
+    }
+    expect(pauses.slice(0, 3)).toEqual([50, 100, 200]);
+    expect(pauses.at(-1)).toBe(limits.retryLastMs);
+    expect(to.settled).toEqual([]);
+    expect(to.news().slice(-2)).toEqual(["15 A", "15 B"]);
+    await to.calls.at(-2)!.answer();
+    await to.calls.at(-1)!.answer();
+    expect(to.settled).toEqual(["A 0", "B 0"]);
+  });
+
+  test("[G6] QoS 0 is shed at once and counted while it lasts, and no longer", async () => {
+    for (const letter of "aB") to.add(letter);
+    await turn();
+    for (let count = 1; count < limits.batchesInFlightMax; count++) {
+      to.add("C");
+      await turn();
+    }
+    for (const letter of "deF") to.add(letter);
+    await to.calls[0]!.refuse();
+    expect(to.dropped).toBe(3);
+    to.add("g");
+    expect(to.dropped).toBe(4);
+    for (const call of to.calls.slice(1)) await call.answer();
+    await vi.advanceTimersByTimeAsync(limits.retryFirstMs);
+    expect(to.news().slice(-2)).toEqual(["2 B", "2 F"]);
+    to.add("h");
+    await turn();
+    expect(to.news()).toEqual(["2 h"]);
+    expect(to.dropped).toBe(4);
+  });
+
+  test("a destination that QoS 0 alone is for is asked less and less often", async () => {
+    const asked: number[] = [];
+    for (let ms = 0; ms < 5_000; ms++) {
+      to.add("a");
+      const { length } = to.calls;
+      await vi.advanceTimersByTimeAsync(1);
+      if (to.calls.length === length) continue;
+      asked.push(ms);
+      await to.calls.at(-1)!.refuse();
+    }
+    expect(asked.length).toBeLessThan(10);
+  });
+
+  test("attempts that met an overload do not count; those that failed otherwise do", async () => {
+    to.add("A");
+    await turn();
+    for (let failures = 0; failures < limits.attemptsMax; failures++) {
+      await to.calls.at(-1)!.refuse();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+      expect(to.settled).toEqual([]);
+      await to.calls.at(-1)!.fail();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+    }
+    expect(to.settled).toEqual(["A undefined"]);
+  });
+
+  test("[G6] bytes that are held count: it is full as ever", async () => {
+    to.add("A");
+    await turn();
+    await to.calls[0]!.refuse();
+    for (let bytes = 0; bytes < limits.outboxBytesMax; bytes += limits.batchBytesMax) {
+      expect(to.outbox.full).toBe(false);
+      to.add("B", limits.batchBytesMax);
+    }
+    expect(to.outbox.full).toBe(true);
   });
 });
 
