@@ -7,7 +7,8 @@
  * a stub that threw stays dead. QoS 0 is not sent twice: it is dropped and counted.
  *
  * A destination that says that it is overloaded is there: what somebody waits for is held for as long as it takes, and
- * with it its acknowledgement; QoS 0 is shed until the next try.
+ * with it its acknowledgement; QoS 0 is shed until the next try. One that fails a batch `attemptsMax` times otherwise is
+ * unreachable: the batch is given up, or, where there is a place to park, everything that waits leaves the outbox at once.
  *
  * Bounds (G6): bytes waiting, bytes and number of batches, attempts.
  */
@@ -17,10 +18,17 @@ import { joinRecords } from "./rpc.ts";
 /** What happened to a record: the answer's reason code, or `undefined` when it was given up. */
 export type Settled = (reasonCode: number | undefined) => void;
 
+/** A record that somebody waits for, and that is kept when the destination is unreachable. */
+export interface Parkable {
+  readonly bytes: Uint8Array;
+  readonly settled: Settled;
+}
+
 interface Item {
   readonly bytes: Uint8Array;
   /** undefined: QoS 0, nobody waits. */
   readonly settled: Settled | undefined;
+  readonly whenUnreachable: "drop" | "giveUp" | "park";
 }
 
 interface Batch {
@@ -35,6 +43,9 @@ interface Batch {
 /** QoS 0 messages that are lost: at the bound, or because a call failed. */
 export type CountDropped = (reason: "outbox_full" | "overloaded" | "unreachable", count: number) => void;
 
+/** Takes what is kept when the destination is unreachable, in order, before the rest is given up. */
+export type Park = (items: readonly Parkable[]) => void;
+
 /** Sends one batch; resolves to one reason code a record. */
 export type SendBatch = (batch: Uint8Array) => Promise<Uint8Array>;
 
@@ -42,6 +53,7 @@ export class Outbox {
   /** Makes a fresh stub and gives its call. */
   readonly #connect: () => SendBatch;
   readonly #countDropped: CountDropped;
+  readonly #park: Park | undefined;
   #send: SendBatch | undefined;
   #waiting: Item[] = [];
   #waitingBytes = 0;
@@ -54,9 +66,11 @@ export class Outbox {
   /** Pauses since the last answer outside of one. */
   #pauses = 0;
 
-  constructor(connect: () => SendBatch, countDropped: CountDropped) {
+  /** @param park called at most once: nothing is to be added any more. */
+  constructor(connect: () => SendBatch, countDropped: CountDropped, park?: Park) {
     this.#connect = connect;
     this.#countDropped = countDropped;
+    this.#park = park;
   }
 
   /** Whether the bytes waiting are at their bound: time to refuse QoS 1 and 2. */
@@ -68,11 +82,17 @@ export class Outbox {
   addUnacknowledged(bytes: Uint8Array): void {
     if (this.#pausedBy === "overload") this.#countDropped("overloaded", 1);
     else if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped("outbox_full", 1);
-    else this.#add({ bytes, settled: undefined });
+    else this.#add({ bytes, settled: undefined, whenUnreachable: "drop" });
   }
 
+  /** Given up when the destination is unreachable. */
   add(bytes: Uint8Array, settled: Settled): void {
-    this.#add({ bytes, settled });
+    this.#add({ bytes, settled, whenUnreachable: "giveUp" });
+  }
+
+  /** Parked when the destination is unreachable. */
+  addParkable({ bytes, settled }: Parkable): void {
+    this.#add({ bytes, settled, whenUnreachable: "park" });
   }
 
   /** Resolves when the record is answered, rejects when it was given up. */
@@ -164,7 +184,7 @@ export class Outbox {
     const kept = batch.items.filter((item) => item.settled !== undefined);
     if (kept.length < batch.items.length)
       this.#countDropped(overloaded ? "overloaded" : "unreachable", batch.items.length - kept.length);
-    if (batch.failures >= limits.attemptsMax) {
+    if (batch.failures >= limits.attemptsMax && !this.#park) {
       console.error(`a batch of ${batch.items.length} was given up after ${batch.failures} failures: ${String(error)}`);
       for (const item of kept) settle(item, undefined);
     } else if (kept.length > 0) this.#failed.push({ ...batch, items: kept, bytes: bytesOf(kept) });
@@ -179,10 +199,22 @@ export class Outbox {
     this.#waitingBytes = bytesOf(kept);
   }
 
+  /** The destination is unreachable. */
+  #leave(failed: readonly Batch[]): void {
+    const items = [...failed.flatMap((batch) => batch.items), ...this.#waiting];
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    this.#park?.(items.filter(isParkable));
+    const dropped = items.filter((item) => item.whenUnreachable === "drop");
+    if (dropped.length > 0) this.#countDropped("unreachable", dropped.length);
+    for (const item of items) if (item.whenUnreachable === "giveUp") settle(item, undefined);
+  }
+
   #retryWhenSettled(): void {
     if (!this.#pausedBy || this.#underWay > 0) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
+    if (failed.some((batch) => batch.failures >= limits.attemptsMax)) return this.#leave(failed);
     this.#pauses++;
     setTimeout(
       () => {
@@ -193,6 +225,10 @@ export class Outbox {
       retryDelayMs(Math.max(this.#pauses, ...failed.map((batch) => batch.failures))),
     );
   }
+}
+
+function isParkable(item: Item): item is Item & Parkable {
+  return item.whenUnreachable === "park";
 }
 
 function bytesOf(items: readonly Item[]): number {

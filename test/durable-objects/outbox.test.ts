@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import { Outbox, type SendBatch } from "../../durable-objects/outbox.ts";
+import { Outbox, type Park, type Parkable, type SendBatch } from "../../durable-objects/outbox.ts";
 import { rpcVersion } from "../../durable-objects/rpc.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { random } from "../support/random.ts";
@@ -22,8 +22,8 @@ class Destination {
   connections = 0;
   readonly outbox: Outbox;
 
-  constructor() {
-    this.outbox = new Outbox(this.connect, (_reason, count) => (this.dropped += count));
+  constructor(park?: Park) {
+    this.outbox = new Outbox(this.connect, (_reason, count) => (this.dropped += count), park);
   }
 
   readonly connect = (): SendBatch => {
@@ -412,6 +412,89 @@ describe("overload", () => {
       to.add("B", limits.batchBytesMax);
     }
     expect(to.outbox.full).toBe(true);
+  });
+});
+
+describe("a destination that is unreachable, and a place to park", () => {
+  const parked: string[] = [];
+
+  function park(items: readonly Parkable[]): void {
+    parked.push(items.map(({ bytes }) => String.fromCharCode(bytes[0]!)).join(""));
+    for (const { settled } of items) settled(0);
+  }
+
+  function addParkable(letter: string, bytes = 1): void {
+    const record = new Uint8Array(bytes);
+    record[0] = letter.charCodeAt(0);
+    to.outbox.addParkable({ bytes: record, settled: (reasonCode) => to.settled.push(`${letter} ${reasonCode}`) });
+  }
+
+  /** All calls fail until none is made any more. */
+  async function cut(): Promise<void> {
+    for (let next = 0; next < to.calls.length; next++) {
+      await to.calls[next]!.fail();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+    }
+  }
+
+  beforeEach(() => {
+    parked.length = 0;
+    to = new Destination(park);
+  });
+
+  test("[G1] [G2] what failed and then what gathered behind it is parked together, in order; the rest is given up", async () => {
+    addParkable("A");
+    to.add("b");
+    await turn();
+    addParkable("C");
+    to.add("D");
+    await turn();
+    await to.calls[1]!.fail();
+    await to.calls[0]!.fail();
+    for (let attempt = 2; attempt <= limits.attemptsMax; attempt++) {
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+      expect(parked).toEqual([]);
+      if (attempt === limits.attemptsMax) {
+        addParkable("E");
+        to.add("f");
+        to.add("G");
+      }
+      for (const call of to.calls.slice(-2).reverse()) await call.fail();
+    }
+    expect(parked).toEqual(["ACE"]);
+    expect(to.settled).toEqual(["A 0", "C 0", "E 0", "D undefined", "G undefined"]);
+    expect(to.dropped).toBe(2);
+    to.news();
+    await vi.advanceTimersByTimeAsync(limits.retryLastMs * 2);
+    expect(to.news()).toEqual([]);
+  });
+
+  test("nothing is parked while a call is under way that may still be answered", async () => {
+    addParkable("A");
+    await turn();
+    for (let attempt = 1; attempt < limits.attemptsMax; attempt++) {
+      await to.calls.at(-1)!.fail();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+    }
+    addParkable("B");
+    await turn();
+    await to.calls.at(-2)!.fail();
+    expect(parked).toEqual([]);
+    await to.calls.at(-1)!.answer([0x10]);
+    expect(parked).toEqual(["A"]);
+    expect(to.settled).toEqual(["B 16", "A 0"]);
+  });
+
+  test("an overload is not a reason to park", async () => {
+    addParkable("A");
+    await turn();
+    for (let attempt = 1; attempt <= limits.attemptsMax * 2; attempt++) {
+      await to.calls.at(-1)!.refuse();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+    }
+    expect(parked).toEqual([]);
+    await cut();
+    expect(parked).toEqual(["A"]);
   });
 });
 
