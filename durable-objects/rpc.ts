@@ -44,7 +44,8 @@ export interface RetainedPage {
 export interface NodeRpc {
   /**
    * Takes a batch of forwarded messages; resolves when what durable sessions get of it is on disk.
-   * @returns one reason code a record: NoMatchingSubscribers when a share group has nobody here to take its message
+   * @returns one reason code a record: NoMatchingSubscribers when a share group has nobody here to take its message,
+   * 0x80 or more when the record itself is at fault, and would be again
    */
   forward(batch: Uint8Array): Promise<Uint8Array>;
   /**
@@ -193,7 +194,11 @@ export interface Forward {
   readonly bytes: Uint8Array;
 }
 
-export type Forwarded = { readonly kind: "fence" } | ({ readonly kind: "forward" } & Forward);
+export type Forwarded =
+  | { readonly kind: "fence" }
+  | ({ readonly kind: "forward" } & Forward)
+  /** A record that cannot be read: it is answered with an error, the others of its batch are not concerned. */
+  | { readonly kind: "unreadable"; readonly error: unknown };
 
 const forwardKinds = { fence: 0, forward: 1 } as const;
 
@@ -211,11 +216,24 @@ export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], b
 
 export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
   for (const { kind, body } of readRecords(batch)) {
-    if (kind === forwardKinds.fence) {
-      yield { kind: "fence" };
-      continue;
+    let forwarded: Forwarded;
+    try {
+      forwarded = readOneForwarded(kind, body);
+    } catch (error) {
+      forwarded = { kind: "unreadable", error };
     }
-    yield { kind: "forward", ...readForward(body) };
+    yield forwarded;
+  }
+}
+
+function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
+  switch (kind) {
+    case forwardKinds.fence:
+      return { kind: "fence" };
+    case forwardKinds.forward:
+      return { kind: "forward", ...readForward(body) };
+    default:
+      throw new Error(`a batch holds a record of unknown kind ${kind}`);
   }
 }
 

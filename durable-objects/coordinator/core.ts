@@ -202,7 +202,7 @@ export class Core {
     if (message.qos === 0) return outbox.addUnacknowledged(record);
     if (outbox.full) {
       this.metrics.add("messages.dropped.outbox_full");
-      answer.codes[index] = ReasonCode.UnspecifiedError;
+      answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
     }
     answer.await();
@@ -210,8 +210,10 @@ export class Core {
       if (reasonCode === undefined) {
         this.metrics.add("messages.dropped.unreachable");
         answer.codes[index] = ReasonCode.UnspecifiedError;
-      }
-      if (reasonCode === ReasonCode.NoMatchingSubscribers) handleNobody();
+      } else if (reasonCode >= 0x80) {
+        this.metrics.add("messages.dropped.failed");
+        answer.codes[index] = reasonCode;
+      } else if (reasonCode === ReasonCode.NoMatchingSubscribers) handleNobody();
       answer.settle();
     });
   }
@@ -330,7 +332,7 @@ export class Core {
       console.error(`a delayed message cannot be published: ${String(error)}`);
     }
     const [code] = await answer.whenComplete();
-    if (code === ReasonCode.UnspecifiedError) return true;
+    if (code === ReasonCode.UnspecifiedError || code === ReasonCode.QuotaExceeded) return true;
     this.store.forgetDelayed(id);
     return false;
   }

@@ -11,7 +11,7 @@ import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Load, Place, Session } from "../../mqtt/session.ts";
 import { parseShared } from "../../mqtt/topic.ts";
-import { readForwarded, type Forward, type Matched } from "../rpc.ts";
+import { readForwarded, type Forward, type Forwarded, type Matched } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 
 export class Dispatcher {
@@ -28,8 +28,7 @@ export class Dispatcher {
     const { log, known, sessions } = this.#broker;
     const now = Date.now();
     const codes: number[] = [];
-    for (const record of readForwarded(batch))
-      codes.push(record.kind === "fence" ? ReasonCode.Success : this.#dispatchOne(record, now));
+    for (const record of readForwarded(batch)) codes.push(this.#dispatchRecord(record, now));
     // On disk, in one transaction, before the core is answered and anything is sent.
     log.flush(now);
     known.flush(now);
@@ -37,7 +36,24 @@ export class Dispatcher {
     return Uint8Array.from(codes);
   }
 
-  #dispatchOne({ message: received, matched, bytes }: Forward, now: number): ReasonCode {
+  /** What is wrong with one record is answered, so that it is not sent again and again, and the others go on. */
+  #dispatchRecord(record: Forwarded, now: number): ReasonCode {
+    try {
+      switch (record.kind) {
+        case "fence":
+          return ReasonCode.Success;
+        case "forward":
+          return this.#dispatchMessage(record, now);
+        case "unreadable":
+          throw record.error;
+      }
+    } catch (error) {
+      console.error(`a forwarded record failed: ${String(error)}`);
+      return ReasonCode.ImplementationSpecificError;
+    }
+  }
+
+  #dispatchMessage({ message: received, matched, bytes }: Forward, now: number): ReasonCode {
     const { table, known } = this.#broker;
     const shared = matched.find(({ key }) => parseShared(key).group !== undefined);
     for (const { key } of matched) {

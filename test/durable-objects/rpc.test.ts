@@ -108,6 +108,15 @@ describe("from node to core", () => {
 describe("from core to node", () => {
   const writer = new ByteWriter();
 
+  test("[G1] a record that cannot be read does not keep back the others of its batch", () => {
+    const unknown = forwardFenceRecord();
+    unknown[0] = 99;
+    const cut = forwardRecord(writer, [{ key: "a", ordinal: 0 }], record(message).subarray(0, 20));
+    const whole = forwardRecord(writer, [{ key: "a", ordinal: 0 }], record(message));
+    const kinds = [...readForwarded(batchOf(cut, whole, unknown, forwardFenceRecord()))].map(({ kind }) => kind);
+    expect(kinds).toEqual(["unreadable", "forward", "unreadable", "fence"]);
+  });
+
   test("[G2] messages with the routes they matched, in order, and fences between them", () => {
     const many = Array.from({ length: 70_000 }, (_, ordinal) => ({ key: `$share/g${ordinal}/t`, ordinal }));
     const batch = batchOf(
