@@ -18,8 +18,9 @@
  *     hash_clientid          hash of the publisher's client id
  *     hash_topic             hash of the topic
  *
- * They are EMQX's, with one difference: a member that is offline (a session without a connection) is
- * picked only if no member is connected, on whatever node. MQTT leaves that open (4.8.2).
+ * They are EMQX's, with two differences, which MQTT leaves open (4.8.2): a member whose node cannot be
+ * reached is picked only if no node can, and then one that is offline (a session without a connection)
+ * only if none is connected, on whatever node.
  *
  * Nodes are kept in the order of their names, so that every core, and a core after a restart, draws
  * from the same list. Cost of a pick: one pass over the nodes of the group.
@@ -46,6 +47,8 @@ export interface SharedPublish {
   readonly clientId: string;
   /** The publisher's. */
   readonly node: NodeName;
+  /** Whether what goes to a node now arrives soon. */
+  readonly isReachable: (node: NodeName) => boolean;
 }
 
 /** The node's (ordinal mod its members)-th member; connected members are counted first. */
@@ -101,7 +104,7 @@ export class ShareGroup {
 
   /** Picks who gets this message; undefined if the group has no members. `random` gives numbers in [0, 1). */
   pick(strategy: SharedStrategy, publish: SharedPublish, random: () => number): SharedPick | undefined {
-    const candidates = this.#candidates();
+    const candidates = this.#candidates(publish.isReachable);
     if (candidates.length === 0) return undefined;
     switch (strategy) {
       case "round_robin":
@@ -124,9 +127,9 @@ export class ShareGroup {
     }
   }
 
-  #candidates(): readonly NodeMembers[] {
-    const connected = this.#nodes.filter((each) => each.connected > 0);
-    return connected.length > 0 ? connected : this.#nodes;
+  #candidates(isReachable: (node: NodeName) => boolean): readonly NodeMembers[] {
+    const reachable = orAll(this.#nodes, ({ node }) => isReachable(node));
+    return orAll(reachable, ({ connected }) => connected > 0);
   }
 
   #nextPublisherDraw(clientId: string, random: () => number): number {
@@ -145,6 +148,12 @@ export class ShareGroup {
     remember(this.#picks, clientId, pick, this.#publishersMax);
     return pick;
   }
+}
+
+/** Those that meet the condition, or all if none does. */
+function orAll<T>(items: readonly T[], condition: (item: T) => boolean): readonly T[] {
+  const found = items.filter(condition);
+  return found.length > 0 ? found : items;
 }
 
 function randomDraw(random: () => number): number {

@@ -222,7 +222,7 @@ export class Core {
   #forwardToGroup(key: string, group: ShareGroup, routed: Routed, attempt: number): void {
     const { topic, from: clientId } = routed.message;
     const strategy = this.settings.mqtt.shared_subscription_strategy;
-    const pick = group.pick(strategy, { topic, clientId, node: routed.node }, Math.random);
+    const pick = group.pick(strategy, { topic, clientId, node: routed.node, isReachable: () => true }, Math.random);
     if (!pick) return;
     this.#forward(pick.node, [{ key, ordinal: pick.ordinal }], routed, () => {
       if (attempt < limits.groupPicksMax) this.#forwardToGroup(key, group, routed, attempt + 1);

@@ -1,9 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { ShareGroup, sharedStrategies } from "../../cluster/shared-sub.ts";
-import type { SharedPick, SharedStrategy } from "../../cluster/shared-sub.ts";
+import type { SharedPick, SharedPublish, SharedStrategy } from "../../cluster/shared-sub.ts";
 import { random } from "../support/random.ts";
 
-const publish = { topic: "t", clientId: "publisher", node: "node-0@weur.emqxcl" };
+const publish = { topic: "t", clientId: "publisher", node: "node-0@weur.emqxcl", isReachable: () => true };
 
 function groupOf(members: Record<string, number>, publishersMax = 100): ShareGroup {
   const group = new ShareGroup(publishersMax);
@@ -16,7 +16,7 @@ function picks(
   group: ShareGroup,
   strategy: SharedStrategy,
   times: number,
-  from: Partial<typeof publish> = {},
+  from: Partial<SharedPublish> = {},
   next = random(1),
 ): string[] {
   return Array.from({ length: times }, () => show(group.pick(strategy, { ...publish, ...from }, next)));
@@ -47,6 +47,17 @@ describe("share group", () => {
     group.set("b", 0);
     expect(group.pick(strategy, { ...publish, ...from }, random(2))).toBeDefined();
     group.delete("b");
+    expect(picks(group, strategy, 20, from).filter((pick) => !/^[ac]#/.test(pick))).toEqual([]);
+  });
+
+  it.each(sharedStrategies)("[G1] %s: members on nodes out of reach only when no other is in reach", (strategy) => {
+    const group = groupOf({ a: 2, b: 0, c: 1 });
+    const cut = new Set(["a"]);
+    const from = { node: "a", isReachable: (node: string) => !cut.has(node) };
+    expect(new Set(picks(group, strategy, 20, from))).toEqual(new Set(["c#0"]));
+    cut.add("c");
+    expect(picks(group, strategy, 20, from).filter((pick) => !pick.startsWith("b#"))).toEqual([]);
+    cut.add("b");
     expect(picks(group, strategy, 20, from).filter((pick) => !/^[ac]#/.test(pick))).toEqual([]);
   });
 
