@@ -1,5 +1,4 @@
-/** What of SQLite the broker uses. */
-export type Sql = Pick<SqlStorage, "exec">;
+import type { Sql } from "./schema.ts";
 
 /** Counts the rows that statements write, index entries and deletions too: what Cloudflare bills most for. */
 export function countedSql(sql: Sql, addWritten: (rows: number) => void): Sql {

@@ -63,7 +63,7 @@ export class Outbox {
   #scheduled = false;
   /** Why nothing new is sent until the next try. */
   #pausedBy: "failure" | "overload" | undefined;
-  /** Pauses since the last answer outside of one. */
+  /** Pauses since the last answer. */
   #pauses = 0;
 
   /** @param park called at most once: nothing is to be added any more. */
@@ -168,7 +168,7 @@ export class Outbox {
 
   #handleAnswer(batch: Batch, codes: Uint8Array): void {
     this.#underWay--;
-    if (!this.#pausedBy) this.#pauses = 0;
+    this.#pauses = 0;
     for (const [index, item] of batch.items.entries()) settle(item, codes[index]);
     this.#retryWhenSettled();
     this.#schedule();
@@ -236,12 +236,12 @@ function bytesOf(items: readonly Item[]): number {
 }
 
 /** What the runtime says of an object that gets more calls than it can take. */
-export function isOverloaded(error: unknown): boolean {
+function isOverloaded(error: unknown): boolean {
   return error instanceof Error && (error as { overloaded?: unknown }).overloaded === true;
 }
 
 /** One waiter's failure is not the others'. */
-function settle(item: Item, reasonCode: number | undefined): void {
+export function settle(item: Pick<Item, "settled">, reasonCode: number | undefined): void {
   try {
     item.settled?.(reasonCode);
   } catch (error) {

@@ -15,14 +15,14 @@ export const rpcVersion = 2;
 export interface CoordinatorRpc {
   /**
    * Takes a batch of node records, in order. Resolves when every QoS 1 and 2 message of it is with the nodes of its
-   * subscribers, on disk where a session is durable.
+   * subscribers, on disk where a session is durable, or on the core's disk for a node that it cannot reach.
    * @returns one reason code a record
    */
   route(node: NodeName, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
   claim(clientId: string, node: NodeName): Promise<Claim>;
-  /** Resolves when all that was routed to the node before this call has reached it. */
-  settled(node: NodeName): Promise<void>;
+  /** Resolves when all that was routed to the node before this call has reached it; to false when it cannot be reached. */
+  settled(node: NodeName): Promise<boolean>;
   /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage>;
 }
@@ -252,6 +252,18 @@ const recordHeaderBytes = 5;
 /** One batch of records, in order. */
 export function joinRecords(records: readonly Uint8Array[], bytes: number): Uint8Array {
   return concatenate([Uint8Array.of(rpcVersion), ...records], 1 + bytes);
+}
+
+/** The records of a batch, without its version. */
+export function splitRecords(records: Uint8Array): Uint8Array[] {
+  const split: Uint8Array[] = [];
+  for (const reader = new ByteReader(records); !reader.done;) {
+    const start = reader.offset;
+    reader.u8();
+    reader.blob();
+    split.push(records.subarray(start, reader.offset));
+  }
+  return split;
 }
 
 function record(kind: number, body: Uint8Array): Uint8Array {

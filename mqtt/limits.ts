@@ -66,13 +66,18 @@ export const limits = {
   knownBlocksLoadedMax: 1_024,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
-  /** Attempts of one call or batch before it is given up: its messages are counted and, at QoS 1 and 2, refused. */
+  /** Attempts of one call or batch before it is given up: its messages are counted and, at QoS 1 and 2, parked or refused. */
   attemptsMax: 7,
   /** When a node looks whether the messages of its own have been sent. */
   ownMessagesRetryMs: 10_000,
   /** Delay before the second attempt; it doubles up to the last. */
   retryFirstMs: 50,
   retryLastMs: 3_000,
+  /** What is parked on a core's disk for one node that cannot be reached; beyond it QoS 1 and 2 are refused with 0x97. */
+  parkedBytesMax: 268_435_456,
+  /** How often that node is tried: as rarely as it has been away long, between these. */
+  drainRetryFirstMs: 1_000,
+  drainRetryLastMs: 30_000,
   /** Numbers kept free for what a session's old node gives it: more than a queue and a window hold. */
   seqsPerMove: 262_144,
   /** Delayed messages (`$delayed/...`) waiting in one cluster. */

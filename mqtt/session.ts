@@ -174,7 +174,6 @@ export class Session {
   readonly #inflight = new Map<number, Inflight>();
   #unacknowledged = 0;
   #unsent = 0;
-  readonly #unsentInSleep = new Set<number>();
   #window = 0;
   readonly #receiving = new Map<number, Receipt>();
   /** Message ids of an earlier life: their packets were not answered, and are to come again. */
@@ -294,10 +293,7 @@ export class Session {
   reattach(receiveMaximum: number): void {
     this.#window = receiveMaximum;
     this.#unsent = 0;
-    for (const entry of this.#inflight.values()) {
-      entry.sent = !this.#unsentInSleep.has(entry.packetId);
-      if (!entry.sent) this.#unsent++;
-    }
+    for (const entry of this.#inflight.values()) if (!entry.sent) this.#unsent++;
     this.#unacknowledged = this.#inflight.size - this.#unsent;
   }
 
@@ -367,7 +363,8 @@ export class Session {
   #takeFirst(first: Queued): void {
     this.#queue.shift();
     this.#queueBytes -= first.bytes;
-    this.#sentUpTo = first.seq;
+    // What was passed behind the last one is behind it, too.
+    this.#sentUpTo = this.#queue.length === 0 ? this.#lastSeq : first.seq;
     this.changed();
   }
 
@@ -589,8 +586,7 @@ export class Session {
     }
     for (const entry of checkpoint.inflight) {
       const filter = filters.get(entry.seq);
-      this.#inflight.set(entry.packetId, { ...entry, filter, delivery: undefined, written: true, sent: false });
-      if (!entry.sent) this.#unsentInSleep.add(entry.packetId);
+      this.#inflight.set(entry.packetId, { ...entry, filter, delivery: undefined, written: true });
     }
     this.neededFrom = neededFrom(checkpoint);
   }

@@ -30,8 +30,8 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     return this.#core.claim(clientId, node);
   }
 
-  settled(node: NodeName): Promise<void> {
-    return this.#core.settled(node);
+  settled(node: NodeName): Promise<boolean> {
+    return this.#core.forwarder.linkTo(node).settled();
   }
 
   async retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {

@@ -7,6 +7,7 @@
  *   retained  one message per topic
  *   delayed   messages whose time has not come
  *   counter   how many rows `retained` and `delayed` have
+ *   parked    records for nodes that cannot be reached (parked-store.ts)
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits } from "../../mqtt/limits.ts";
@@ -51,6 +52,14 @@ DROP TABLE retained_by_topic;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter SELECT 'retained', count(*) FROM retained;
 INSERT INTO counter SELECT 'delayed', count(*) FROM delayed;
+CREATE TABLE parked (
+  node TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  at INTEGER NOT NULL,
+  messages INTEGER NOT NULL,
+  records BLOB NOT NULL,
+  PRIMARY KEY (node, seq)
+) WITHOUT ROWID;
 `,
 ];
 

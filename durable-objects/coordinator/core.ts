@@ -3,10 +3,11 @@
  *
  *   route    a batch of a node is taken record by record, in order, before anything is awaited (G2):
  *            a route change goes to the table and to disk, a message is matched once
- *   forward  each node with a match gets the message, with the filters that matched, in its outbox
+ *   forward  each node with a match gets the message, with the filters that matched (forwarder.ts)
  *
- * The answer to a node waits for its QoS 1 and 2 messages to be with the nodes of their subscribers, and for nothing
- * else. The table is in memory and rebuilt from disk when the object wakes.
+ * The answer to a node waits for its QoS 1 and 2 messages to be with the nodes of their subscribers, or parked on this
+ * core's disk for those that cannot be reached, and for nothing else. The table is in memory and rebuilt from disk when
+ * the object wakes.
  */
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
@@ -18,19 +19,11 @@ import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/m
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { parseShared, sharedFilter } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
-import { Outbox } from "../outbox.ts";
-import {
-  forwardFenceRecord,
-  forwardRecord,
-  readNodeRecords,
-  type Claim,
-  type Matched,
-  type NodeRecord,
-  type NodeRpc,
-  type RetainedPage,
-} from "../rpc.ts";
+import { readNodeRecords, type Claim, type Matched, type NodeRecord, type NodeRpc, type RetainedPage } from "../rpc.ts";
 import type { Database } from "../schema.ts";
 import { CoreStore } from "./core-store.ts";
+import { Answer, Forwarder, type ForwardedMessage, type Routed } from "./forwarder.ts";
+import { ParkedStore } from "./parked-store.ts";
 import { sweepOf } from "./retained-store.ts";
 import { SysTopics } from "./sys-topics.ts";
 
@@ -42,39 +35,7 @@ export interface CoreHost {
   readonly ringAt: (at: number) => void;
 }
 
-/** A message on its way to the nodes, and where its answer goes. */
-interface Routed {
-  /** The publisher's. */
-  readonly node: NodeName;
-  readonly message: Message;
-  /** Its record. */
-  readonly bytes: Uint8Array;
-  readonly answer: Answer;
-  readonly index: number;
-}
-
 type PublishRecord = Extract<NodeRecord, { kind: "publish" }>;
-
-/** The answer to one batch: one code a record, complete when nothing is awaited any more. */
-class Answer {
-  readonly codes: number[] = [];
-  readonly #settled = Promise.withResolvers<void>();
-  #awaited = 1;
-
-  await(): void {
-    this.#awaited++;
-  }
-
-  settle(): void {
-    if (--this.#awaited === 0) this.#settled.resolve();
-  }
-
-  async whenComplete(): Promise<Uint8Array> {
-    this.settle();
-    await this.#settled.promise;
-    return Uint8Array.from(this.codes);
-  }
-}
 
 export class Core {
   readonly name: NodeName;
@@ -85,7 +46,7 @@ export class Core {
   readonly host: CoreHost;
   readonly startedAt = Date.now();
   readonly #members: Set<NodeName>;
-  readonly #outboxes = new Map<NodeName, Outbox>();
+  readonly forwarder: Forwarder;
   readonly #writer = new ByteWriter();
   readonly #sys: SysTopics;
   #lastEpoch = 0;
@@ -97,6 +58,14 @@ export class Core {
     this.store = new CoreStore(host.storage);
     this.#members = new Set(this.store.members());
     for (const { node, key, members } of this.store.routes()) this.#addRoute(node, key, members);
+    this.forwarder = new Forwarder({
+      parked: new ParkedStore(host.storage.sql),
+      metrics: this.metrics,
+      strategy: settings.mqtt.shared_subscription_strategy,
+      nodeAt: host.nodeAt,
+      ringAt: host.ringAt,
+      passOn: (message) => this.#passOn(message),
+    });
     this.#sys = new SysTopics(this);
     for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()])
       if (due !== undefined) host.ringAt(due);
@@ -119,9 +88,10 @@ export class Core {
 
   route(node: NodeName, batch: Uint8Array): Promise<Uint8Array> {
     this.#join(node);
+    this.forwarder.handleCall(node, Date.now());
     const answer = new Answer();
     for (const record of readNodeRecords(batch)) {
-      const index = answer.codes.push(ReasonCode.Success) - 1;
+      const index = answer.add();
       try {
         this.#handle(node, record, answer, index);
       } catch (error) {
@@ -180,8 +150,8 @@ export class Core {
       this.metrics.add("messages.dropped.no_subscribers");
       answer.codes[index] = ReasonCode.NoMatchingSubscribers;
     }
-    for (const [target, matched] of targets) this.#forward(target, matched, routed, () => {});
-    for (const [key, group] of groups) this.#forwardToGroup(key, group, routed, 1);
+    for (const [target, matched] of targets) this.forwarder.forward(target, matched, routed);
+    for (const [key, group] of groups) this.forwarder.forwardToGroup(key, group, routed);
   }
 
   /** A message of the core's own, at QoS 0: `$SYS`. */
@@ -189,64 +159,18 @@ export class Core {
     writeMessage(this.#writer, message);
     const bytes = this.#writer.take();
     const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
-    this.#publish(this.name, record, new Answer(), 0);
+    const answer = new Answer();
+    this.#publish(this.name, record, answer, answer.add());
   }
 
-  // ---- forward ----------------------------------------------------------------------------------------------------
-
-  /** @param handleNobody the node has nobody who takes a group's message any more. */
-  #forward(target: NodeName, matched: readonly Matched[], routed: Routed, handleNobody: () => void): void {
-    const { message, bytes, answer, index } = routed;
-    const outbox = this.#outboxTo(target);
-    const record = forwardRecord(this.#writer, matched, bytes);
-    if (message.qos === 0) return outbox.addUnacknowledged(record);
-    if (outbox.full) {
-      this.metrics.add("messages.dropped.outbox_full");
-      answer.codes[index] = ReasonCode.QuotaExceeded;
-      return;
-    }
-    answer.await();
-    outbox.add(record, (reasonCode) => {
-      if (reasonCode === undefined) {
-        this.metrics.add("messages.dropped.unreachable");
-        answer.codes[index] = ReasonCode.UnspecifiedError;
-      } else if (reasonCode >= 0x80) {
-        this.metrics.add("messages.dropped.failed");
-        answer.codes[index] = reasonCode;
-      } else if (reasonCode === ReasonCode.NoMatchingSubscribers) handleNobody();
-      answer.settle();
-    });
-  }
-
-  /** One member of the group gets it; when the last one on the picked node has left meanwhile, it is picked again. */
-  #forwardToGroup(key: string, group: ShareGroup, routed: Routed, attempt: number): void {
-    const { topic, from: clientId } = routed.message;
-    const strategy = this.settings.mqtt.shared_subscription_strategy;
-    const pick = group.pick(strategy, { topic, clientId, node: routed.node, isReachable: () => true }, Math.random);
-    if (!pick) return;
-    this.#forward(pick.node, [{ key, ordinal: pick.ordinal }], routed, () => {
-      if (attempt < limits.groupPicksMax) this.#forwardToGroup(key, group, routed, attempt + 1);
-      else routed.answer.codes[routed.index] = ReasonCode.UnspecifiedError;
-    });
-  }
-
-  #outboxTo(node: NodeName): Outbox {
-    let outbox = this.#outboxes.get(node);
-    if (!outbox) {
-      outbox = new Outbox(
-        () => {
-          const stub = this.host.nodeAt(node);
-          return (batch) => stub.forward(batch);
-        },
-        (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
-      );
-      this.#outboxes.set(node, outbox);
-    }
-    return outbox;
-  }
-
-  settled(node: NodeName): Promise<void> {
-    return this.#outboxTo(node).addAndWait(forwardFenceRecord());
+  /** A share group's message that was parked, and whose node has no member any more. @returns whether another has it. */
+  async #passOn({ message, matched }: ForwardedMessage): Promise<boolean> {
+    writeMessage(this.#writer, message);
+    const bytes = this.#writer.take();
+    const answer = new Answer();
+    for (const { key: only } of matched)
+      this.#publish(this.name, { kind: "publish", message, bytes, delaySeconds: 0, only }, answer, answer.add());
+    return (await answer.whenComplete()).every((code) => code < 0x80);
   }
 
   #addRoute(node: NodeName, key: string, members: number): void {
@@ -312,6 +236,7 @@ export class Core {
 
   async handleAlarm(now: number): Promise<void> {
     this.#sweepRetained(now);
+    this.forwarder.handleAlarm(now);
     const isRefused = await Promise.all(
       this.store.delayedUntil(now).map((delayed) => this.#publishDelayed(delayed, now)),
     );
@@ -324,10 +249,11 @@ export class Core {
   /** On disk until it is with its subscribers: it may come twice after a crash, not get lost. @returns whether to retry. */
   async #publishDelayed({ id, bytes }: { id: number; bytes: Uint8Array }, now: number): Promise<boolean> {
     const answer = new Answer();
+    const index = answer.add();
     try {
       const message = readMessage(new ByteReader(bytes));
       const record: PublishRecord = { kind: "publish", message, bytes, delaySeconds: 0, only: "" };
-      if (!isExpired(message, now)) this.#publish(this.name, record, answer, 0);
+      if (!isExpired(message, now)) this.#publish(this.name, record, answer, index);
     } catch (error) {
       console.error(`a delayed message cannot be published: ${String(error)}`);
     }

@@ -53,6 +53,8 @@ export class SysTopics {
       "retained.count": core.store.retained.count,
       "delayed.count": core.store.delayedCount(),
       "sessions.count": core.store.claimCount(),
+      "parked.count": core.forwarder.parked.messages,
+      "parked.bytes": core.forwarder.parked.bytes,
     });
     await Promise.all([...core.members].map((node) => this.#publishMember(node, now)));
   }

@@ -8,7 +8,7 @@ import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { QoS } from "../../mqtt/message.ts";
 import type { Checkpoint } from "../../mqtt/session.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 
 /** The checkpoint of a session that has sent and received nothing: it needs no disk. */
 export const emptyCheckpoint: Checkpoint = {

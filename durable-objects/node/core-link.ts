@@ -36,8 +36,9 @@ export class CoreLink {
     return this.#call((core) => core.claim(clientId, this.#node));
   }
 
-  settled(node: NodeName): Promise<void> {
-    return this.#call((core) => core.settled(node));
+  /** Resolves when all that was routed to the node before has reached it; rejects when it cannot be reached. */
+  async settled(node: NodeName): Promise<void> {
+    if (!(await this.#call((core) => core.settled(node)))) throw new Error(`${node} cannot be reached`);
   }
 
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {

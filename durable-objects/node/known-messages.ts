@@ -8,7 +8,7 @@
  */
 import { limits } from "../../mqtt/limits.ts";
 import { blockBytes, hasBit, MessageIdSet, placeOf, setBit } from "../../mqtt/message-id-set.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 
 interface Block {
   readonly origin: string;

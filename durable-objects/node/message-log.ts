@@ -15,7 +15,7 @@
 import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { StoredMessage } from "../../mqtt/session.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 import { readForward, type Forward } from "../rpc.ts";
 
 /** Bounds of one stream: those of a session's queue. */

@@ -8,7 +8,7 @@
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 import type { Outbox } from "../outbox.ts";
 import { publishRecord } from "../rpc.ts";
 

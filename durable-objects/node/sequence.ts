@@ -1,5 +1,5 @@
 import { limits } from "../../mqtt/limits.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 
 /**
  * The numbers of messages on a node: they rise through all its lives, because a session's disk is read by them. They are

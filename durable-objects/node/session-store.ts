@@ -17,7 +17,7 @@ import { limits } from "../../mqtt/limits.ts";
 import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
 import { MessageIdSet } from "../../mqtt/message-id-set.ts";
 import type { Subscriber } from "../../cluster/subscription-table.ts";
-import type { Sql } from "../counted-sql.ts";
+import type { Sql } from "../schema.ts";
 import type { StoredDelivery } from "../rpc.ts";
 import {
   atNoTime,

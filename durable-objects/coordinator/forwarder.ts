@@ -1,0 +1,173 @@
+/**
+ * How a routed message comes to the nodes: to each that has a match, and to one of those that have members of a group.
+ *
+ * A share group's message is picked for a node in reach; when the node turns out to have no member any more, or to be out
+ * of reach, it is picked again. Only where no node of the group is in reach is it parked.
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import type { ShareGroup, SharedStrategy } from "../../cluster/shared-sub.ts";
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import type { Message } from "../../mqtt/message.ts";
+import { ReasonCode } from "../../mqtt/reason-codes.ts";
+import type { Metrics } from "../metrics.ts";
+import { forwardRecord, joinRecords, readForwarded, type Forwarded, type Matched, type NodeRpc } from "../rpc.ts";
+import { NodeLink } from "./node-link.ts";
+import type { ParkedStore, ParkedTotal } from "./parked-store.ts";
+
+/** What the core gives. */
+export interface ForwarderHost {
+  readonly parked: ParkedStore;
+  readonly metrics: Metrics;
+  readonly strategy: SharedStrategy;
+  readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Makes sure that `handleAlarm` is called at this time or before. */
+  readonly ringAt: (at: number) => void;
+  /** A share group's message was parked for a node that has no member any more. @returns whether somebody has it. */
+  readonly passOn: (message: ForwardedMessage) => Promise<boolean>;
+}
+
+export type ForwardedMessage = Extract<Forwarded, { kind: "forward" }>;
+
+/** A message on its way to the nodes, and where its answer goes. */
+export interface Routed {
+  /** The publisher's. */
+  readonly node: NodeName;
+  readonly message: Message;
+  /** Its record. */
+  readonly bytes: Uint8Array;
+  readonly answer: Answer;
+  readonly index: number;
+}
+
+/** The answer to one batch: one code a record, complete when nothing is awaited any more. */
+export class Answer {
+  readonly codes: number[] = [];
+  readonly #settled = Promise.withResolvers<void>();
+  #awaited = 1;
+
+  /** Success for another record, until something else is said. @returns its index. */
+  add(): number {
+    return this.codes.push(ReasonCode.Success) - 1;
+  }
+
+  await(): void {
+    this.#awaited++;
+  }
+
+  settle(): void {
+    if (--this.#awaited === 0) this.#settled.resolve();
+  }
+
+  async whenComplete(): Promise<Uint8Array> {
+    this.settle();
+    await this.#settled.promise;
+    return Uint8Array.from(this.codes);
+  }
+}
+
+export class Forwarder {
+  readonly #host: ForwarderHost;
+  readonly #links = new Map<NodeName, NodeLink>();
+  readonly #writer = new ByteWriter();
+
+  constructor(host: ForwarderHost) {
+    this.#host = host;
+    for (const total of host.parked.totals()) this.#open(total.node, total);
+  }
+
+  forward(target: NodeName, matched: readonly Matched[], routed: Routed): void {
+    const link = this.linkTo(target);
+    const bytes = forwardRecord(this.#writer, matched, routed.bytes);
+    if (routed.message.qos === 0) return link.addUnacknowledged(bytes);
+    if (this.#isRefused(link, routed)) return;
+    routed.answer.await();
+    link.add({ bytes, settled: (code) => this.#handleAnswer(routed, code) });
+  }
+
+  /** One member of the group gets it. */
+  forwardToGroup(key: string, group: ShareGroup, routed: Routed, attempt = 1): void {
+    const { topic, from: clientId, qos } = routed.message;
+    const isReachable = (node: NodeName): boolean => this.linkTo(node).isLive;
+    const pick = group.pick(this.#host.strategy, { topic, clientId, node: routed.node, isReachable }, Math.random);
+    if (!pick) return;
+    const link = this.linkTo(pick.node);
+    const bytes = forwardRecord(this.#writer, [{ key, ordinal: pick.ordinal }], routed.bytes);
+    if (qos === 0) return link.addUnacknowledged(bytes);
+    if (this.#isRefused(link, routed)) return;
+    routed.answer.await();
+    const settled = (code: number | undefined): void => {
+      const isTaken = code !== undefined && code !== ReasonCode.NoMatchingSubscribers;
+      if (isTaken || attempt >= limits.groupPicksMax) return this.#handleAnswer(routed, isTaken ? code : undefined);
+      this.forwardToGroup(key, group, routed, attempt + 1);
+      routed.answer.settle();
+    };
+    if (link.isLive) link.offer({ bytes, settled });
+    else link.add({ bytes, settled });
+  }
+
+  #isRefused(link: NodeLink, { answer, index }: Routed): boolean {
+    const { full } = link;
+    if (full === undefined) return false;
+    this.#host.metrics.add(`messages.dropped.${full}`);
+    answer.codes[index] = ReasonCode.QuotaExceeded;
+    return true;
+  }
+
+  #handleAnswer({ answer, index }: Routed, code: number | undefined): void {
+    if (code === undefined) {
+      this.#host.metrics.add("messages.dropped.unreachable");
+      answer.codes[index] = ReasonCode.UnspecifiedError;
+    } else if (code >= 0x80) {
+      this.#host.metrics.add("messages.dropped.failed");
+      answer.codes[index] = code;
+    }
+    answer.settle();
+  }
+
+  // ---- links ------------------------------------------------------------------------------------------------------
+
+  linkTo(node: NodeName): NodeLink {
+    return this.#links.get(node) ?? this.#open(node);
+  }
+
+  /** @param parked what is on disk for the node. */
+  #open(node: NodeName, parked?: ParkedTotal): NodeLink {
+    const host = {
+      ...this.#host,
+      connect: () => {
+        const stub = this.#host.nodeAt(node);
+        return (batch: Uint8Array) => stub.forward(batch);
+      },
+      passOn: (record: Uint8Array) => this.#passOn(record),
+    };
+    const link = new NodeLink(node, host, parked);
+    this.#links.set(node, link);
+    return link;
+  }
+
+  async #passOn(record: Uint8Array): Promise<boolean> {
+    for (const forwarded of readForwarded(joinRecords([record], record.length)))
+      if (forwarded.kind === "forward" && !(await this.#host.passOn(forwarded))) return false;
+    return true;
+  }
+
+  /** What is parked for all nodes. */
+  get parked(): { readonly messages: number; readonly bytes: number } {
+    let [messages, bytes] = [0, 0];
+    for (const { parked } of this.#links.values()) {
+      messages += parked.messages;
+      bytes += parked.bytes;
+    }
+    return { messages, bytes };
+  }
+
+  /** The node has called: it is there. */
+  handleCall(node: NodeName, now: number): void {
+    this.#links.get(node)?.handleCall(now);
+  }
+
+  handleAlarm(now: number): void {
+    for (const link of this.#links.values()) link.handleAlarm(now);
+  }
+}
