@@ -27,6 +27,8 @@ export interface BrokerOptions {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Where workerd's stdout and stderr go: to this process's own, or chunk by chunk to a function. */
   readonly output: "inherit" | ((chunk: Buffer) => void);
+  /** More options of `workerd serve`. */
+  readonly flags?: readonly string[];
 }
 
 /** How workerd ended. */
@@ -70,7 +72,7 @@ export function descriptorsMax(): number {
  * Rejects if the data directory is held, the port is taken, or workerd ends before it answers.
  */
 export async function startWorkerd(options: BrokerOptions): Promise<RunningBroker> {
-  const { bundle, host, env } = options;
+  const { bundle, host, env, flags = [] } = options;
   const dataDir = holdDataDir(options.dataDir);
   try {
     await refuseTakenPort(host, options.port);
@@ -88,7 +90,7 @@ export async function startWorkerd(options: BrokerOptions): Promise<RunningBroke
     });
     await writeFile(dataDir.config, config);
 
-    const command = [workerdPath, "serve", "--control-fd=3", dataDir.config];
+    const command = [workerdPath, "serve", "--control-fd=3", ...flags, dataDir.config];
     const stdio = options.output === "inherit" ? "inherit" : "pipe";
     const workerd = spawn("sh", ["-c", `${raiseDescriptors}; exec "$@"`, "sh", ...command], {
       stdio: ["ignore", stdio, stdio, "pipe"],

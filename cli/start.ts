@@ -55,7 +55,7 @@ async function start(stopping: AbortSignal): Promise<RunningBroker> {
 
   const directory = await mkdtemp(join(tmpdir(), "trellis-"));
   try {
-    const bundle = await bundleWorker(directory, stopping);
+    const bundle = await bundleWorker(directory, { abort: stopping });
     const overrides = Object.fromEntries(settingNames(env).map((name) => [name, env[name]]));
     const loopback = isLoopback(host) && { LOOPBACK: "true" };
     const settings = readSettings({ ...bundle.worker.vars, ...overrides, ...loopback });

@@ -22,6 +22,10 @@ export interface StartOptions {
   readonly dataDir?: string;
   /** A free one if not given. */
   readonly port?: number;
+  /** More options of `workerd serve`. */
+  readonly flags?: readonly string[];
+  /** Hears what workerd writes, as it comes. */
+  readonly listen?: (text: string) => void;
 }
 
 export interface Broker {
@@ -49,6 +53,7 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
   let output = "";
   const collect = (chunk: unknown): void => {
     output += String(chunk);
+    options.listen?.(String(chunk));
   };
   const start = async (): Promise<RunningBroker> => {
     const { PATH, TMPDIR } = process.env;
@@ -60,6 +65,7 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
       // Settings of the developer's own shell stay out of the tests.
       env: { PATH, TMPDIR, ...env },
       output: collect,
+      flags: options.flags ?? [],
     });
     return started.catch((error: unknown) => {
       throw new Error(`The broker did not start:\n${output}`, { cause: error });
