@@ -47,7 +47,7 @@ export default defineConfig({
         test: {
           name: "chaos",
           include: ["test/chaos/**/*.test.ts"],
-          globalSetup: ["test/support/bundle.ts"],
+          globalSetup: ["test/chaos/bundle.ts"],
         },
       },
     ],
