@@ -147,7 +147,7 @@ async function killAtHappening(world: World, draw: () => number): Promise<string
   const isOne = kind === "connecting" || kind === "connected" || kind === "moving";
   const times = isOne ? 1 : 1 + Math.floor(draw() * 40);
   const isSoon = draw() < 0.2;
-  if (!isSoon) await sleep(draw() * 1600);
+  if (!isSoon) await sleep(draw() * 1200);
   if (kind) await world.next(kind, times);
   if (draw() < 0.5) await sleep(draw() * 8);
   await world.kill();
@@ -234,7 +234,10 @@ test(
       world.summary(),
       `CHAOS_SEED=${seed}: ${world.violations.length} violations, killed at ${world.kills.join(", ")} ms`,
     ).toEqual([]);
-    const uncaught = world.broker.output().split("\n").filter((line) => /uncaught/i.test(line) && !line.includes("chaos: "));
+    const uncaught = world.broker
+      .output()
+      .split("\n")
+      .filter((line) => /uncaught/i.test(line) && !line.includes("chaos: "));
     expect(uncaught, `CHAOS_SEED=${seed}`).toEqual([]);
   },
 );

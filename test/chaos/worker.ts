@@ -102,16 +102,16 @@ function stubOf(from: string, to: string, stub: Callable): unknown {
     broken ??= error;
     throw broken;
   };
-  const travel = async (): Promise<void> => {
-    const ms = Math.floor(slowness * sky.forecast.latencyMsMax);
-    if (ms === 0 && !line) return;
+  const travel = async (ms: number): Promise<void> => {
     const arrived = Promise.all([line, scheduler.wait(ms)]);
     line = arrived;
     await arrived;
     if (line === arrived) line = undefined;
   };
   const call = async (method: string, args: unknown[]): Promise<unknown> => {
-    await travel();
+    const ms = Math.floor(slowness * sky.forecast.latencyMsMax);
+    // Otherwise it is made at once, as on a stub itself.
+    if (ms > 0 || line) await travel(ms);
     if (broken) throw broken;
     const fate = sky.fateOf(from, to);
     if (fate === "answered") return stub[method]!(...args);
