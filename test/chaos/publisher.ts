@@ -139,7 +139,7 @@ export class Publisher {
       if (error) {
         world.counts.refused++;
         const span = { from: sent.attempts[0]?.at ?? world.now, to: world.now };
-        if (!world.isOutage(span)) world.violate(`refused: ${this.name} ${number}: ${error.message}`);
+        if (!world.mayRefuse(span)) world.violate(`refused: ${this.name} ${number}: ${error.message}`);
       } else {
         sent.acknowledgedAt = world.now;
         world.counts.acknowledged++;

@@ -82,13 +82,21 @@ export class Subscriber {
   async #subscribe({ client, connection }: Link): Promise<void> {
     const world = this.#world;
     const { filters, qos } = this.options;
+    const asked = world.now;
     const before = this.unsubscribed.at(-1);
-    if (before?.to === Infinity) before.to = world.now;
+    if (before?.to === Infinity) before.to = asked;
     world.trace(`${this.name} c${connection} subscribes`);
-    const granted = await client.subscribeAsync([...filters], { qos });
-    if (this.subscribed.at(-1)?.to !== Infinity) this.subscribed.push({ from: world.now, to: Infinity });
-    for (const { topic, qos: given } of granted)
-      if (given !== qos) world.violate(`refused: ${this.name} ${topic} was granted ${given}`);
+    const current = this.subscribed.at(-1);
+    try {
+      await client.subscribeAsync([...filters], { qos });
+    } catch (error) {
+      // A SUBACK that refuses may end what there was; a connection that is cut does not.
+      if ((error as { packet?: unknown }).packet === undefined) throw error;
+      if (current?.to === Infinity) current.to = asked;
+      if (!world.mayRefuse({ from: asked, to: world.now })) world.violate(`refused: ${this.name}: ${String(error)}`);
+      throw error;
+    }
+    if (current?.to !== Infinity) this.subscribed.push({ from: world.now, to: Infinity });
   }
 
   async #unsubscribe({ client, connection }: Link): Promise<void> {
@@ -124,7 +132,7 @@ export class Subscriber {
     // Until it has been told so.
     for (;;) {
       if (!this.#link?.client.connected) this.#link = await this.#connect();
-      if (!this.options.changes) return;
+      if (!this.options.changes && !this.options.resubscribes) return;
       try {
         return await this.#subscribe(this.#link);
       } catch (error) {

@@ -199,7 +199,7 @@ export class World {
   }
 
   /** Whether an outage, or its aftermath, touches the time. */
-  isOutage({ from, to }: Span): boolean {
+  mayRefuse({ from, to }: Span): boolean {
     return this.#outages.some((outage) => from <= outage.to + 10_000 && to >= outage.from);
   }
 
