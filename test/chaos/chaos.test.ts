@@ -21,7 +21,7 @@
 //   two         an older connection that was not closed when a newer one had the session
 //   will        of a connection that was cut, and not there; of one that ended in peace, or came back in time, and there
 //   retained    not what was acknowledged last
-//   refused     a publish or subscription, without an outage
+//   refused     a publish or subscription, although the core was within reach
 //   stuck       nothing moves any more, and something is still owed
 //
 //   CHAOS_SEED=7 npm run chaos      the same decisions again (not the same timing)
@@ -45,7 +45,7 @@ import { Passer } from "./passer.ts";
 import { Publisher, type PublisherOptions } from "./publisher.ts";
 import { Subscriber, type SubscriberOptions } from "./subscriber.ts";
 import { calm } from "./weather.ts";
-import { busyNodes, happenings, objects, patienceMs, pick, pinged, quietNodes, World } from "./world.ts";
+import { busyNodes, coreName, happenings, objects, patienceMs, pick, pinged, quietNodes, World } from "./world.ts";
 
 const seed = Number(process.env.CHAOS_SEED ?? 3);
 const restarts = Number(process.env.CHAOS_RESTARTS ?? 20);
@@ -136,8 +136,7 @@ async function disturb(world: World): Promise<void> {
 /** Nobody reaches an object, or it reaches nobody, or only the core does not reach it. */
 async function outage(world: World, draw: () => number): Promise<void> {
   const node = pick([...busyNodes, ...quietNodes], draw());
-  const core = objects.at(-1)!;
-  const cut = pick([{ to: node }, { from: node }, { from: core, to: node }, { to: core }], draw());
+  const cut = pick([{ to: node }, { from: node }, { from: coreName, to: node }, { to: coreName }], draw());
   world.progress(`outage ${JSON.stringify(cut)}`);
   await world.outage([cut], outageMs);
 }

@@ -15,7 +15,8 @@ export const patienceMs = 20_000;
 /** On the first ones there is always something to do, on the others rarely: they sleep. */
 export const busyNodes: readonly string[] = range(4).map(slot);
 export const quietNodes: readonly string[] = [slot(4), slot(5)];
-export const objects: readonly string[] = [...busyNodes, ...quietNodes, "core@local.emqxcl"];
+export const coreName = "core@local.emqxcl";
+export const objects: readonly string[] = [...busyNodes, ...quietNodes, coreName];
 
 /** What happens, for the moments at which the broker is killed. */
 export const happenings = [
@@ -47,7 +48,8 @@ export class World {
   readonly #trace: string[];
   readonly #startedAt: number;
   readonly #stopped = Promise.withResolvers<void>();
-  readonly #outages: Span[] = [];
+  /** When some did not reach the core. */
+  readonly #coreOutages: Span[] = [];
   #lastProgress = Date.now();
   #up = Promise.resolve();
   #forecast = calm;
@@ -185,7 +187,7 @@ export class World {
   /** Some do not reach some. */
   async outage(cuts: readonly Cut[], ms: number): Promise<void> {
     const outage: Span = { from: this.now, to: Infinity };
-    this.#outages.push(outage);
+    if (cuts.some(({ to = coreName }) => to === coreName)) this.#coreOutages.push(outage);
     await this.#announce({ ...this.#forecast, cuts });
     await sleep(ms);
     await this.#announce({ ...this.#forecast, cuts: [] });
@@ -198,9 +200,9 @@ export class World {
     await this.#ask("weather", forecast);
   }
 
-  /** Whether an outage, or its aftermath, touches the time. */
+  /** Whether the core was out of reach, or has just been: for a node that is, its messages wait. */
   mayRefuse({ from, to }: Span): boolean {
-    return this.#outages.some((outage) => from <= outage.to + 10_000 && to >= outage.from);
+    return this.#coreOutages.some((outage) => from <= outage.to + 10_000 && to >= outage.from);
   }
 
   /** One object is gone, with its sockets. */
