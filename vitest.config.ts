@@ -10,6 +10,8 @@ export default defineConfig({
   test: {
     projects: [
       {
+        // The simulation runs the Durable Object classes in Node.
+        resolve: { alias: { "cloudflare:workers": `${import.meta.dirname}/test/simulation/cloudflare-workers.ts` } },
         test: {
           name: "pure",
           include: ["test/**/*.test.ts"],

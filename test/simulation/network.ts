@@ -1,0 +1,213 @@
+/**
+ * Calls between objects. A stub is a connection: what is called on it arrives in order, and when it breaks, all that is
+ * under way on it fails, whether it has been executed or not; it stays dead then. Calls on different stubs, and answers,
+ * overtake one another. Nothing is shared: values are copied.
+ */
+import type { Life, Shell } from "./object.ts";
+import type { World } from "./world.ts";
+
+export interface Stub {
+  readonly from: Life;
+  readonly to: string;
+  readonly underWay: Set<Call>;
+  lastArrivalAt: number;
+  broken: Error | undefined;
+}
+
+export interface Call {
+  readonly stub: Stub;
+  readonly method: string;
+  readonly args: unknown[];
+  readonly resolve: (value: unknown) => void;
+  readonly reject: (error: unknown) => void;
+  /** The callee's life, once the call has arrived. */
+  executing: Life | undefined;
+  isOver: boolean;
+}
+
+/** A destination that cannot be reached for a while. */
+export interface Outage {
+  readonly to: string;
+  readonly from: number;
+  readonly until: number;
+  readonly kind: "unreachable" | "overloaded";
+}
+
+export class Network {
+  readonly #world: World;
+  readonly #stubs = new Set<Stub>();
+  #outages: Outage[] = [];
+  /** Settings beside the bindings. */
+  variables: Readonly<Record<string, string>> = {};
+  calls = 0;
+  broken = 0;
+
+  constructor(world: World) {
+    this.#world = world;
+  }
+
+  /** What the runtime hands to the constructor as `env`. */
+  envOf(life: Life): Env {
+    const namespace = { getByName: (name: string) => this.#stubOf(life, name) };
+    return { ...this.variables, NODE: namespace, COORDINATOR: namespace } as unknown as Env;
+  }
+
+  addOutage(outage: Outage): void {
+    this.#outages.push(outage);
+  }
+
+  get outages(): number {
+    return this.#outages.length;
+  }
+
+  /** Whatever was to come. */
+  endOutages(): void {
+    this.#outages = this.#outages.map((outage) => ({ ...outage, until: Math.min(outage.until, this.#world.now) }));
+  }
+
+  #outageOf(name: string): Outage | undefined {
+    const { now } = this.#world;
+    return this.#outages.find(({ to, from, until }) => to === name && from <= now && now < until);
+  }
+
+  #stubOf(from: Life, to: string): unknown {
+    const stub: Stub = { from, to, underWay: new Set(), lastArrivalAt: 0, broken: undefined };
+    this.#stubs.add(stub);
+    return new Proxy(
+      {},
+      {
+        // A stub is no thenable: it may be returned from an async function.
+        get: (_, method) =>
+          typeof method === "string" && method !== "then"
+            ? (...args: unknown[]) => this.#call(stub, method, args)
+            : undefined,
+      },
+    );
+  }
+
+  #call(stub: Stub, method: string, args: unknown[]): Promise<unknown> {
+    const { from } = stub;
+    const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+    const call: Call = {
+      stub,
+      method,
+      args: args.map(copy),
+      resolve,
+      reject,
+      executing: undefined,
+      isOver: false,
+    };
+    this.calls++;
+    from.callsOut.add(call);
+    from.output(() => this.#send(call));
+    return promise;
+  }
+
+  #send(call: Call): void {
+    const { stub } = call;
+    if (stub.broken) return this.#fail(call, stub.broken);
+    stub.underWay.add(call);
+    stub.lastArrivalAt = Math.max(stub.lastArrivalAt, this.#world.now + this.#world.latency());
+    this.#world.timeline.schedule(stub.lastArrivalAt, () => this.#arrive(call));
+  }
+
+  async #arrive(call: Call): Promise<void> {
+    if (call.isOver) return;
+    const { stub, method, args } = call;
+    const outage = this.#outageOf(stub.to);
+    if (outage) return this.#break(stub, errorOf(outage.kind), `is ${outage.kind}`);
+    if (this.#world.loses("call")) return this.#break(stub, errorOf("unreachable"), `loses ${method}`);
+    const object = this.#world.objects.get(stub.to);
+    if (!object) throw new Error(`${stub.to} is not simulated`);
+    const hasArrived = await object.deliver(this.#describe(call), (shell, life) => {
+      call.executing = life;
+      life.callsIn.add(call);
+      execute(shell, method, args).then(
+        (value) => life.output(() => this.#answer(call, { value: copy(value) })),
+        (error: unknown) => life.output(() => this.#answer(call, { error })),
+      );
+    });
+    if (!hasArrived) this.#break(stub, errorOf("unreachable"), "crashed while it woke");
+  }
+
+  #answer(call: Call, answer: { value: unknown } | { error: unknown }): void {
+    const { stub, executing, method } = call;
+    executing?.callsIn.delete(call);
+    if (call.isOver) return;
+    if (this.#world.loses("answer") || this.#outageOf(stub.to)?.kind === "unreachable")
+      return this.#break(stub, errorOf("unreachable"), `loses the answer to ${method}`);
+    stub.underWay.delete(call);
+    if ("error" in answer) {
+      // An exception of the object: the stub stays dead, what is under way goes on.
+      stub.broken ??= errorOf("unreachable");
+      return this.#fail(call, answer.error);
+    }
+    this.#settle(call, `gets the answer to ${method}`, () => call.resolve(answer.value));
+  }
+
+  #fail(call: Call, error: unknown): void {
+    this.#settle(call, `gets an error from ${call.method}: ${String(error)}`, () => call.reject(error));
+  }
+
+  #settle(call: Call, what: string, settle: () => void): void {
+    const { from } = call.stub;
+    call.isOver = true;
+    this.#world.after(this.#world.latency(), () => {
+      from.callsOut.delete(call);
+      return this.#world.turn(from, what, settle);
+    });
+  }
+
+  #break(stub: Stub, error: Error, why: string): void {
+    if (!stub.from.isAlive) return;
+    this.broken++;
+    this.#world.log(`${stub.from.name} -> ${stub.to} ${why}`);
+    stub.broken ??= error;
+    for (const call of stub.underWay) this.#fail(call, error);
+    stub.underWay.clear();
+  }
+
+  /** What was under way to it fails, now or at the next call; what was under way from it may arrive still, or not. */
+  handleCrash(life: Life): void {
+    for (const stub of this.#stubs) {
+      if (!stub.from.isAlive) {
+        this.#stubs.delete(stub);
+        if (this.#world.faultChance(0.5)) for (const call of stub.underWay) call.isOver = true;
+      } else if (stub.to === life.name && !stub.broken) {
+        const isUsed = [...stub.underWay].some((call) => call.executing === life);
+        if (isUsed || this.#world.faultChance(0.5)) this.#break(stub, errorOf("unreachable"), "has crashed");
+      }
+    }
+  }
+
+  #describe({ stub, method, args }: Call): string {
+    return this.#world.trace ? `<- ${stub.from.name} ${method}(${args.map(describeArgument).join(", ")})` : method;
+  }
+}
+
+async function execute(shell: Shell, method: string, args: unknown[]): Promise<unknown> {
+  const methods = shell as unknown as Record<string, (...args: unknown[]) => unknown>;
+  if (typeof methods[method] !== "function") throw new TypeError(`there is no method ${method}`);
+  return methods[method](...args);
+}
+
+function errorOf(kind: Outage["kind"]): Error {
+  return kind === "overloaded"
+    ? Object.assign(new Error("Durable Object is overloaded."), { overloaded: true, remote: true })
+    : Object.assign(new Error("Network connection lost."), { retryable: true, remote: true });
+}
+
+/** As it comes out on the other side. Most of it is bytes, for which structuredClone is slow. */
+function copy(value: unknown): unknown {
+  if (value instanceof Uint8Array) return value.slice();
+  return typeof value === "object" && value !== null ? structuredClone(value) : value;
+}
+
+/** Of bytes the message names in them, which is what one looks for in a trace. */
+function describeArgument(argument: unknown): string {
+  if (!(argument instanceof Uint8Array)) return JSON.stringify(argument) ?? "undefined";
+  const names = Buffer.from(argument)
+    .toString("latin1")
+    .match(/[\w-]+#\d+/g);
+  return `${argument.length} bytes${names ? `: ${names.join(" ")}` : ""}`;
+}

@@ -1,0 +1,233 @@
+/**
+ * What must hold, and the ledger of what the clients have seen.
+ *
+ *   lost        acknowledged, and not there at a session that was subscribed when it was published and ever since   G1
+ *   twice       at QoS 2 from end to end                                                                            G1
+ *   order       a first arrival behind a later message's                                                            G2
+ *   two         connections of one client id that are both open                                                     G4
+ *   session     not present where it must be, or the other way round                                                G4
+ *   stuck       nothing moves any more, and something is still owed
+ *   awake       a timer or a call that never ends                                                                   G7
+ *   left        rows that nobody needs, routes that lead nowhere
+ *
+ * `session` and `two` are noticed when they happen (client.ts, socket.ts), the others at the end.
+ */
+import { matches, parseShared } from "../../mqtt/topic.ts";
+import type { Filter } from "./client.ts";
+import type { SimulatedObject } from "./object.ts";
+import type { Wire } from "./socket.ts";
+import type { World } from "./world.ts";
+
+/** One publish, as its publisher sees it. */
+export interface Publication {
+  /** "p1#7", the payload. */
+  readonly name: string;
+  readonly publisher: string;
+  readonly topic: string;
+  readonly qos: 1 | 2;
+  readonly number: number;
+  readonly retain: boolean;
+  readonly firstSentAt: number;
+  acknowledgedAt: number | undefined;
+  refusedAt: number | undefined;
+}
+
+/** A subscription, from SUBACK to UNSUBSCRIBE. */
+export interface Interest extends Filter {
+  readonly session: SessionRecord;
+  readonly since: number;
+  until: number | undefined;
+}
+
+export interface SessionRecord {
+  readonly clientId: string;
+  readonly isDurable: boolean;
+  readonly interests: Interest[];
+  readonly connections: ConnectionRecord[];
+  readonly arrivals: Arrival[];
+}
+
+export interface ConnectionRecord {
+  readonly askedAt: number;
+  readonly at: number;
+  readonly wire: Wire;
+  left: string | undefined;
+}
+
+export interface Arrival {
+  readonly name: string;
+  readonly topic: string;
+  readonly qos: number;
+  readonly retain: boolean;
+  readonly at: number;
+}
+
+export class Ledger {
+  readonly #world: World;
+  readonly sessions: SessionRecord[] = [];
+  readonly publications = new Map<string, Publication>();
+
+  constructor(world: World) {
+    this.#world = world;
+  }
+
+  addSession(clientId: string, isDurable: boolean): SessionRecord {
+    const session = { clientId, isDurable, interests: [], connections: [], arrivals: [] };
+    this.sessions.push(session);
+    return session;
+  }
+
+  addInterest(session: SessionRecord, { filter, qos }: Filter, since: number): Interest {
+    const interest = { session, filter, qos, since, until: undefined };
+    session.interests.push(interest);
+    return interest;
+  }
+
+  addPublication(publisher: string, topic: string, qos: 1 | 2, number: number, retain: boolean): Publication {
+    const publication: Publication = {
+      name: `${publisher}#${number}`,
+      publisher,
+      topic,
+      qos,
+      number,
+      retain,
+      firstSentAt: this.#world.now,
+      acknowledgedAt: undefined,
+      refusedAt: undefined,
+    };
+    this.publications.set(publication.name, publication);
+    return publication;
+  }
+
+  addArrival(session: SessionRecord, arrival: Omit<Arrival, "at">): void {
+    session.arrivals.push({ ...arrival, at: this.#world.now });
+  }
+}
+
+/** What the clients have seen, when all is over. */
+export function checkDeliveries(world: World, ledger: Ledger): void {
+  for (const session of ledger.sessions) {
+    const counts = new Map<string, number>();
+    for (const { name } of session.arrivals) counts.set(name, (counts.get(name) ?? 0) + 1);
+    checkLost(world, ledger, session, counts);
+    if (session.isDurable) checkTwice(world, ledger, session, counts);
+    checkOrder(world, ledger, session);
+  }
+  checkGroups(world, ledger);
+}
+
+function checkLost(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
+  // A session that ends with its connection has what came while it was connected, or it has ended.
+  if (!session.isDurable) return;
+  for (const { filter, qos, since, until } of session.interests) {
+    if (until !== undefined || qos === 0 || parseShared(filter).group !== undefined) continue;
+    for (const publication of ledger.publications.values())
+      if (isOwed(publication, filter, since) && !counts.has(publication.name))
+        world.violate(
+          `lost: ${publication.name} (QoS ${publication.qos}) to ${session.clientId}, subscribed to ${filter}`,
+        );
+  }
+}
+
+function isOwed(publication: Publication, filter: string, since: number): boolean {
+  return publication.acknowledgedAt !== undefined && isAfter(publication, filter, since);
+}
+
+function isAfter({ topic, firstSentAt }: Publication, filter: string, since: number): boolean {
+  return firstSentAt > since && matches(filter, topic);
+}
+
+function checkTwice(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
+  const isExact = session.interests.every(({ qos }) => qos === 2);
+  for (const [name, count] of counts) {
+    const isTwice = count > 1 && isExact && ledger.publications.get(name)?.qos === 2;
+    const isShared = session.interests.some(({ filter }) => filter.startsWith("$share/"));
+    if (isTwice && !isShared) world.violate(`twice: ${name} ${count} times to ${session.clientId}`);
+  }
+}
+
+function checkOrder(world: World, ledger: Ledger, session: SessionRecord): void {
+  if (session.interests.some(({ filter }) => filter.startsWith("$share/"))) return;
+  const latest = new Map<string, Publication>();
+  const seen = new Set<string>();
+  for (const { name, retain } of session.arrivals) {
+    const publication = ledger.publications.get(name);
+    if (!publication || retain || seen.has(name)) continue;
+    // What was published before the subscription may be matched late, when its batch is sent again.
+    if (!session.interests.some(({ filter, since }) => isAfter(publication, filter, since))) continue;
+    seen.add(name);
+    const key = `${publication.publisher} ${publication.topic}`;
+    const before = latest.get(key);
+    if (before && before.number > publication.number)
+      world.violate(`order: ${name} behind ${before.name} to ${session.clientId}`);
+    latest.set(key, publication);
+  }
+}
+
+/** A group of durable members gets each message at least once, among them. */
+function checkGroups(world: World, ledger: Ledger): void {
+  const groups = new Map<string, Interest[]>();
+  for (const { interests } of ledger.sessions)
+    for (const interest of interests)
+      if (parseShared(interest.filter).group !== undefined)
+        groups.set(interest.filter, [...(groups.get(interest.filter) ?? []), interest]);
+  for (const [filter, interests] of groups) {
+    const lasting = interests.filter(({ until, session }) => until === undefined && session.isDurable);
+    if (lasting.length === 0) continue;
+    const since = Math.min(...lasting.map((interest) => interest.since));
+    const arrived = new Set(interests.flatMap(({ session }) => session.arrivals.map(({ name }) => name)));
+    for (const publication of ledger.publications.values())
+      if (isOwed(publication, parseShared(filter).filter, since) && !arrived.has(publication.name))
+        world.violate(`lost: ${publication.name} (QoS ${publication.qos}) to the group ${filter}`);
+  }
+}
+
+// ---- what objects hold ------------------------------------------------------------------------------------------------
+
+/** Tables whose rows may outlive all sessions. */
+const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema"]);
+
+/** Routes of the core are those of the nodes' subscriptions. The names of tables are here and nowhere else. */
+export function checkRoutes(world: World, nodes: readonly SimulatedObject[], core: SimulatedObject): void {
+  const held = nodes.flatMap((node) =>
+    node.disk
+      .rows<{ filter: string }>("SELECT DISTINCT filter FROM subscription WHERE session IN (SELECT id FROM session)")
+      .map(({ filter }) => `${filter} on ${node.name}`),
+  );
+  // A group's route without connected members is taken back when nobody else is there to take a message.
+  const known = core.disk
+    .rows<{ key: string; node: string }>("SELECT key, node FROM route WHERE members > 0 OR key NOT LIKE '$share/%'")
+    .map(({ key, node }) => `${key} on ${node}`);
+  for (const route of held)
+    if (!known.includes(route) && !route.startsWith("$share/")) world.violate(`left: no route for ${route}`);
+  for (const route of known) if (!held.includes(route)) world.violate(`left: a route without subscribers, ${route}`);
+  for (const node of nodes)
+    for (const table of ["subscription", "queue", "known"]) {
+      const orphans = node.disk.rows(`SELECT * FROM ${table} WHERE session NOT IN (SELECT id FROM session)`);
+      if (orphans.length > 0) world.violate(`left: ${orphans.length} rows of no session in ${table} of ${node.name}`);
+    }
+  const claims = core.disk.rows<{ client_id: string; node: string; holders: string }>("SELECT * FROM claim");
+  for (const node of nodes)
+    for (const { client_id } of node.disk.rows<{ client_id: string }>("SELECT client_id FROM session")) {
+      const claim = claims.find((each) => each.client_id === client_id);
+      // A holder is one whose session is older, and goes when the client connects next.
+      if (claim?.node !== node.name && !claim?.holders.split(" ").includes(node.name))
+        world.violate(`two: ${client_id} has a session on ${node.name} and a claim on ${claim?.node}`);
+    }
+}
+
+/** When the last session has ended nothing of any is left. */
+export function checkEmpty(world: World): void {
+  for (const { name, disk } of world.objects.values())
+    for (const table of disk.tables) {
+      const [{ count }] = disk.rows<{ count: number }>(`SELECT count(*) AS count FROM ${table}`) as [{ count: number }];
+      if (count > 0 && !lasting.has(table)) world.violate(`left: ${count} rows in ${table} of ${name}`);
+    }
+}
+
+/** Nothing is under way: every object may sleep. */
+export function checkAsleep(world: World): void {
+  for (const { name, life } of world.objects.values())
+    if (life && !life.maySleep)
+      world.violate(`awake: ${name} has ${life.timers.size} timers, ${life.callsIn.size + life.callsOut.size} calls`);
+}
