@@ -1,6 +1,7 @@
 // Retained messages where they are, on the core's disk: what is looked at, what is written, and when they go.
 // The clock is moved by hand, and so is the alarm.
 
+import type { Packet } from "mqtt-packet";
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { RetainedStore } from "../../durable-objects/coordinator/retained-store.ts";
@@ -73,6 +74,25 @@ async function put(...messages: Message[]): Promise<{ written: number }> {
   });
 }
 
+/** What the core reads of its retained messages from now on: topics looked at, and messages. */
+async function watchReads(): Promise<() => { topics: number; messages: number }> {
+  const cursors: { query: string; cursor: SqlStorageCursor<Record<string, SqlStorageValue>> }[] = [];
+  await runInDurableObject(coreStub(), (_: unknown, { storage: { sql } }: DurableObjectState) => {
+    const exec = sql.exec.bind(sql);
+    sql.exec = ((query: string, ...bindings: SqlStorageValue[]) => {
+      const cursor = exec(query, ...bindings);
+      cursors.push({ query, cursor });
+      return cursor;
+    }) as typeof sql.exec;
+  });
+  const readBy = (start: string): number =>
+    cursors.reduce((sum, { query, cursor }) => sum + (query.startsWith(start) ? cursor.rowsRead : 0), 0);
+  return () => ({
+    topics: readBy("SELECT id, topic FROM retained"),
+    messages: readBy("SELECT message FROM retained"),
+  });
+}
+
 /** Counted by looking at all, and as it is kept. */
 async function counts(): Promise<[number, number]> {
   const [all] = await rows<{ n: number }>(coreName, "SELECT count(*) AS n FROM retained");
@@ -130,6 +150,47 @@ describe("among 100,002 topics", () => {
     expect(found).toEqual(["d/9999/x"]);
     expect(looked.reduce((sum, each) => sum + each, 0)).toBe(devices + 2);
     expect(Math.max(...looked)).toBe(limits.pageTopicsMax);
+  });
+
+  test("SUBSCRIBE for one of them reads one, for a few of them these [G6]", async () => {
+    await sleep(coreName);
+    const reads = await watchReads();
+    const client = await converse(newNode());
+    await subscribe(client, "d/7777/c");
+    await client.expectMessage("d/7777/c", { retain: true });
+    await client.expectNothing();
+    expect(reads()).toEqual({ topics: 1, messages: 1 });
+    await subscribe(client, "d/8888/+");
+    for (const leaf of ["a", "b", "c"]) await client.expectMessage(`d/8888/${leaf}`);
+    await client.expectNothing();
+    expect(reads()).toEqual({ topics: 1 + 4, messages: 1 + 3 });
+  });
+
+  test("SUBSCRIBE for all of them reads a page, and the next when the client has taken it [MQTT-3.3.4-9]", async () => {
+    const page = limits.pageMessagesMax;
+    const reads = await watchReads();
+    const client = await converse(newNode(), { properties: { receiveMaximum: 10 } });
+    await subscribe(client, "d/#", { qos: 1 });
+    const came: string[] = [];
+    const takeTen = async (): Promise<void> => {
+      const acknowledgements: Packet[] = [];
+      while (acknowledgements.length < 10) {
+        const { topic, messageId } = await client.expect("publish", { qos: 1, retain: true });
+        came.push(topic);
+        acknowledgements.push({ cmd: "puback", messageId: messageId! });
+      }
+      await client.expectNothing();
+      expect(reads().messages).toBeLessThanOrEqual(came.length + page);
+      client.send(...acknowledgements);
+    };
+    await takeTen();
+    expect(reads().messages).toBe(page);
+    while (came.length < 2.5 * page) await takeTen();
+    expect(reads().messages).toBe(3 * page);
+    const inOrder = [...new Set(came)].map((topic) => Buffer.from(topic)).sort(Buffer.compare);
+    expect(came).toEqual(inOrder.map(String));
+    await client.drop();
+    expect(reads().messages).toBe(3 * page);
   });
 
   test("a page is bounded in bytes", async () => {
