@@ -56,6 +56,11 @@ const otherVariables: ReadonlySet<string> = new Set(["TRELLIS_API_TOKEN"]);
 /** Several cores are not there yet. */
 const coreNodesMax = 1;
 const originsMax = 1000;
+/**
+ * A message is one row on disk, and a row of a Durable Object holds 2 MB. Beside the packet's bytes there may be in it a
+ * topic that came as an alias, the publisher's client id, a share group's filter, and subscription identifiers.
+ */
+const packetSizeMax = "1536KB";
 const rulesMax = 1000;
 const ruleTopicsMax = 100;
 const usersMax = 10_000;
@@ -78,7 +83,7 @@ const nodeTable = v.strictObject({
 });
 
 const mqttTable = v.strictObject({
-  max_packet_size: v.optional(byteSize("1KB", "16MB"), "1MB"),
+  max_packet_size: v.optional(byteSize("1KB", packetSizeMax), "1MB"),
   max_topic_levels: v.optional(wholeNumber(1, 1024), 128),
   max_qos_allowed: v.optional(oneOf([0, 1, 2]), 2),
   max_topic_alias: v.optional(wholeNumber(0, 65_535), 65_535),

@@ -1,6 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { readSettings } from "../../cluster/config.ts";
 import { sharedStrategies } from "../../cluster/shared-sub.ts";
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { writeMessage } from "../../mqtt/message.ts";
 
 const salt = "c2FsdHNhbHRzYWx0c2FsdA";
 const hash = "aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNoaGFzaGhhc2g";
@@ -63,7 +66,7 @@ describe("settings", () => {
     ["node.slots", 1000, 1000],
     ["node.max_connections", 32_768, 32_768],
     ["mqtt.max_packet_size", "256KB", 262_144],
-    ["mqtt.max_packet_size", "16mb", 16_777_216],
+    ["mqtt.max_packet_size", "1536kb", 1_572_864],
     ["mqtt.max_packet_size", 1024, 1024],
     ["mqtt.max_packet_size", "1024", 1024],
     ["mqtt.max_topic_levels", 1, 1],
@@ -116,7 +119,7 @@ describe("settings", () => {
     ["node.slots", 1.5],
     ["node.max_connections", 32_769],
     ["mqtt.max_packet_size", "1023"],
-    ["mqtt.max_packet_size", "17MB"],
+    ["mqtt.max_packet_size", "1537KB"],
     ["mqtt.max_packet_size", "1 MB"],
     ["mqtt.max_packet_size", -1],
     ["mqtt.max_packet_size", "99999999999999999999999GB"],
@@ -166,6 +169,9 @@ describe("settings", () => {
     expect(refusal({ node: { slots: 0 }, mqtt: { max_qos_allowed: 7 } })).toBe(
       "node.slots = 0: allowed are whole numbers from 1 to 1000\nmqtt.max_qos_allowed = 7: allowed are 0, 1, 2",
     );
+    expect(refusal({ mqtt: { max_packet_size: "2MB" } })).toBe(
+      'mqtt.max_packet_size = "2MB": allowed are sizes like 1024, "256KB" or "1MB", from 1KB to 1536KB',
+    );
     expect(refusal({ cluster: { name: "x".repeat(10_000) } }).length).toBeLessThan(300);
   });
 
@@ -174,6 +180,25 @@ describe("settings", () => {
       "mqtt.max_inflights is not a setting: did you mean mqtt.max_inflight?",
     );
     expect(refusal({ cluster: { nam: "x" } })).toBe("cluster.nam is not a setting: did you mean cluster.name?");
+  });
+
+  it("[G1] keep the largest message, and what is stored with it, within a row of 2 MB", () => {
+    const { max_packet_size } = readSettings({ mqtt: { max_packet_size: "1536KB" } }).mqtt;
+    const longest = "x".repeat(65_535);
+    const writer = new ByteWriter();
+    writeMessage(writer, {
+      id: longest.slice(0, 64),
+      topic: longest,
+      payload: new Uint8Array(max_packet_size),
+      qos: 1,
+      retain: true,
+      properties: new Uint8Array(),
+      expiresAt: 0,
+      from: longest,
+    });
+    const sharedFilterBytes = longest.length;
+    const subscriptionIdBytes = 4 * limits.subscriptionsPerSessionMax;
+    expect(writer.take().length + sharedFilterBytes + subscriptionIdBytes).toBeLessThan(2_000_000);
   });
 
   it("ignore what is no setting", () => {
@@ -197,8 +222,8 @@ describe("TRELLIS_ variables", () => {
   it.each<[string, string, string, unknown]>([
     ["TRELLIS_MQTT__SERVER_KEEPALIVE", "60", "mqtt.server_keepalive", 60],
     ["TRELLIS_MQTT__SERVER_KEEPALIVE", "disabled", "mqtt.server_keepalive", undefined],
-    ["TRELLIS_MQTT__MAX_PACKET_SIZE", "2MB", "mqtt.max_packet_size", 2_097_152],
-    ["TRELLIS_MQTT__MAX_PACKET_SIZE", '"2MB"', "mqtt.max_packet_size", 2_097_152],
+    ["TRELLIS_MQTT__MAX_PACKET_SIZE", "512KB", "mqtt.max_packet_size", 524_288],
+    ["TRELLIS_MQTT__MAX_PACKET_SIZE", '"512KB"', "mqtt.max_packet_size", 524_288],
     ["TRELLIS_MQTT__RETAIN_AVAILABLE", "false", "mqtt.retain_available", false],
     ["TRELLIS_MQTT", '{"max_inflight":3}', "mqtt.max_inflight", 3],
     [
