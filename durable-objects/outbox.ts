@@ -236,7 +236,7 @@ function bytesOf(items: readonly Item[]): number {
 }
 
 /** What the runtime says of an object that gets more calls than it can take. */
-function isOverloaded(error: unknown): boolean {
+export function isOverloaded(error: unknown): boolean {
   return error instanceof Error && (error as { overloaded?: unknown }).overloaded === true;
 }
 

@@ -21,6 +21,11 @@ export interface CoordinatorRpc {
   route(node: NodeName, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
   claim(clientId: string, node: NodeName): Promise<Claim>;
+  /**
+   * The claimer goes on without a holder that it cannot reach: what that one has of the client id ends when it hears of it.
+   * @returns whether the claim with this epoch is still the latest
+   */
+  abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean>;
   /** Resolves when all that was routed to the node before this call has reached it; to false when it cannot be reached. */
   settled(node: NodeName): Promise<boolean>;
   /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
@@ -29,8 +34,16 @@ export interface CoordinatorRpc {
 
 export interface Claim {
   readonly epoch: number;
-  /** The nodes that may still hold a session of the client id, the latest first, without the claimer. */
-  readonly holders: readonly NodeName[];
+  /** The claimer's, as a holder. */
+  readonly since: number;
+  /** The others that may hold a session of the client id, the latest first. */
+  readonly holders: readonly Holder[];
+}
+
+/** A node that may hold a session. One of an epoch before `since` is stale: the cluster went on without it. */
+export interface Holder {
+  readonly node: NodeName;
+  readonly since: number;
 }
 
 export interface RetainedPage {
@@ -197,10 +210,12 @@ export interface Forward {
 export type Forwarded =
   | { readonly kind: "fence" }
   | ({ readonly kind: "forward" } & Forward)
+  /** The claim with this epoch went on without the node: what it has of the client id from before ends. */
+  | { readonly kind: "ended"; readonly clientId: string; readonly epoch: number }
   /** A record that cannot be read: it is answered with an error, the others of its batch are not concerned. */
   | { readonly kind: "unreadable"; readonly error: unknown };
 
-const forwardKinds = { fence: 0, forward: 1 } as const;
+const forwardKinds = { fence: 0, forward: 1, ended: 2 } as const;
 
 /** Says nothing; answered when all before it has been dispatched. */
 export function forwardFenceRecord(): Uint8Array {
@@ -212,6 +227,10 @@ export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], b
   writer.u32(matched.length);
   for (const { key, ordinal } of matched) writer.string(key).u32(ordinal);
   return record(forwardKinds.forward, writer.raw(bytes).take());
+}
+
+export function endedRecord(clientId: string, epoch: number): Uint8Array {
+  return record(forwardKinds.ended, new ByteWriter().string(clientId).u48(epoch).take());
 }
 
 export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
@@ -232,6 +251,10 @@ function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
       return { kind: "fence" };
     case forwardKinds.forward:
       return { kind: "forward", ...readForward(body) };
+    case forwardKinds.ended: {
+      const reader = new ByteReader(body);
+      return { kind: "ended", clientId: reader.string(), epoch: reader.u48() };
+    }
     default:
       throw new Error(`a batch holds a record of unknown kind ${kind}`);
   }

@@ -30,6 +30,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     return this.#core.claim(clientId, node);
   }
 
+  abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
+    return this.#core.registry.abandon(clientId, epoch, holder);
+  }
+
   settled(node: NodeName): Promise<boolean> {
     return this.#core.forwarder.linkTo(node).settled();
   }

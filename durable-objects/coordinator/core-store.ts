@@ -11,6 +11,7 @@
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits } from "../../mqtt/limits.ts";
+import type { Holder } from "../rpc.ts";
 import { migrate, type Database, type Migration, type Sql } from "../schema.ts";
 import { RetainedStore } from "./retained-store.ts";
 import { RowCount } from "./row-count.ts";
@@ -63,6 +64,12 @@ CREATE TABLE parked (
 `,
 ];
 
+/** The claimer is the first of the holders, then the latest first. */
+export interface StoredClaim {
+  readonly epoch: number;
+  readonly holders: readonly Holder[];
+}
+
 export class CoreStore {
   readonly #sql: Sql;
   readonly retained: RetainedStore;
@@ -100,27 +107,22 @@ export class CoreStore {
 
   // ---- registry ---------------------------------------------------------------------------------------------------
 
-  /** `holders` are the nodes that may hold a session besides the claimer, the latest first. */
-  claimOf(clientId: string): { node: NodeName; epoch: number; holders: NodeName[] } | undefined {
+  claimOf(clientId: string): StoredClaim | undefined {
     const row = this.#sql
       .exec<{ node: string; epoch: number; holders: string }>(
         "SELECT node, epoch, holders FROM claim WHERE client_id = ?",
         clientId,
       )
       .toArray()[0];
-    return row && { ...row, holders: row.holders === "" ? [] : row.holders.split(" ") };
+    return row && { epoch: row.epoch, holders: readHolders(row.node, row.holders) };
   }
 
-  claim(clientId: string, node: NodeName, epoch: number, holders: readonly NodeName[]): void {
-    this.#sql.exec("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", clientId, node, epoch, holders.join(" "));
+  putClaim(clientId: string, { epoch, holders }: StoredClaim): void {
+    const text = holders.map(({ node, since }) => `${node}/${since}`).join(" ");
+    this.#sql.exec("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", clientId, holders[0]!.node, epoch, text);
   }
 
-  forgetHolders(clientId: string, epoch: number): void {
-    this.#sql.exec("UPDATE claim SET holders = '' WHERE client_id = ? AND epoch = ?", clientId, epoch);
-  }
-
-  /** Only the latest claim can be released. */
-  release(clientId: string, epoch: number): void {
+  deleteClaim(clientId: string, epoch: number): void {
     this.#sql.exec("DELETE FROM claim WHERE client_id = ? AND epoch = ?", clientId, epoch);
   }
 
@@ -164,4 +166,16 @@ export class CoreStore {
   delayedCount(): number {
     return this.#delayedCount.value;
   }
+}
+
+/** Rows that were written before epochs were remembered name the nodes alone, and not the claimer. */
+function readHolders(claimer: NodeName, text: string): Holder[] {
+  const holders = text
+    .split(" ")
+    .filter((each) => each !== "")
+    .map((each) => {
+      const [node, since] = each.split("/");
+      return { node: node!, since: Number(since ?? 0) };
+    });
+  return holders[0]?.node === claimer ? holders : [{ node: claimer, since: 0 }, ...holders];
 }

@@ -24,6 +24,7 @@ import type { Database } from "../schema.ts";
 import { CoreStore } from "./core-store.ts";
 import { Answer, Forwarder, type ForwardedMessage, type Routed } from "./forwarder.ts";
 import { ParkedStore } from "./parked-store.ts";
+import { Registry } from "./registry.ts";
 import { sweepOf } from "./retained-store.ts";
 import { SysTopics } from "./sys-topics.ts";
 
@@ -47,9 +48,9 @@ export class Core {
   readonly startedAt = Date.now();
   readonly #members: Set<NodeName>;
   readonly forwarder: Forwarder;
+  readonly registry: Registry;
   readonly #writer = new ByteWriter();
   readonly #sys: SysTopics;
-  #lastEpoch = 0;
 
   constructor(name: NodeName, settings: Settings, host: CoreHost) {
     this.name = name;
@@ -66,6 +67,7 @@ export class Core {
       ringAt: host.ringAt,
       passOn: (message) => this.#passOn(message),
     });
+    this.registry = new Registry(this.store, (node) => this.forwarder.linkTo(node));
     this.#sys = new SysTopics(this);
     for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()])
       if (due !== undefined) host.ringAt(due);
@@ -116,9 +118,9 @@ export class Core {
         this.store.deleteRoute(node, record.key);
         return;
       case "opened":
-        return this.store.forgetHolders(record.clientId, record.epoch);
+        return this.registry.opened(record.clientId, record.epoch);
       case "release":
-        return this.store.release(record.clientId, record.epoch);
+        return this.registry.release(record.clientId, record.epoch);
       case "publish":
         return this.#publish(node, record, answer, index);
     }
@@ -187,18 +189,9 @@ export class Core {
 
   // ---- registry ---------------------------------------------------------------------------------------------------
 
-  /**
-   * Atomic: nothing is awaited. A client's epochs rise, also across restarts. Every node that may still hold a
-   * session is remembered until a claimer says that it has it, so that no failure on the way loses one.
-   */
   claim(clientId: string, node: NodeName): Claim {
     this.#join(node);
-    const before = this.store.claimOf(clientId);
-    const epoch = Math.max(Date.now(), this.#lastEpoch + 1, (before?.epoch ?? 0) + 1);
-    this.#lastEpoch = epoch;
-    const holders = before ? [...new Set([before.node, ...before.holders])] : [];
-    this.store.claim(clientId, node, epoch, holders);
-    return { epoch, holders: holders.filter((holder) => holder !== node) };
+    return this.registry.claim(clientId, node, Date.now());
   }
 
   // ---- retained ---------------------------------------------------------------------------------------------------

@@ -96,21 +96,23 @@ export class Claims {
     const { clientId, username } = facts;
     const claim = await opening.claim;
     if (!claim) return;
-    const { epoch, holders } = claim;
+    const { epoch, since, holders } = claim;
+    this.#endStale(clientId, since);
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
     let resume = !request.cleanStart;
     let isAllHere = true;
-    for (const holder of holders) {
+    for (const { node: holder, since: holderSince } of holders) {
       const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
       if (taken.kind === "superseded") opening.superseded = true;
       if (opening.superseded) break;
       if (taken.kind !== "session") continue;
       const own = this.#sessions.byClientId(clientId);
       // A copy is older when it was taken over before and its giver did not hear that it was done.
-      const isNewer = !own || own.epoch < taken.session.epoch;
+      const isStale = taken.session.epoch < holderSince;
+      const isNewer = !isStale && (!own || own.epoch < taken.session.epoch);
       const lastSeq = isNewer ? await this.#adopt(clientId, epoch, holder, taken.session) : Infinity;
       if (!(await this.#dismiss(holder, clientId, epoch, lastSeq))) isAllHere = false;
-      resume = false;
+      if (!isStale) resume = false;
     }
     if (opening.superseded) return connection.fail(takenOver());
     const existing = this.#sessions.byClientId(clientId);
@@ -138,6 +140,16 @@ export class Claims {
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
     connection.process(Date.now());
+  }
+
+  /** What is here from before the cluster went on without this node is never resumed. */
+  #endStale(clientId: string, since: number): void {
+    const stale = this.#sessions.byClientId(clientId);
+    if (!stale || stale.epoch >= since) return;
+    this.#sessions.closeConnection(stale);
+    // A transient session has ended with its connection.
+    const left = this.#sessions.byClientId(clientId);
+    if (left) this.#sessions.end(left);
   }
 
   /** The session to go on with. One that was there before has been detached, and so has a deadline. */
@@ -189,6 +201,13 @@ export class Claims {
         checkpoint: session.checkpoint(),
       },
     };
+  }
+
+  /** A later claim went on without this node: what is here ends, at once unless a connection is on its way to it. */
+  handleEnded(clientId: string, epoch: number): void {
+    this.takeOver(clientId, epoch, false).catch((error: unknown) => {
+      console.error(`${clientId} could not be ended: ${String(error)}`);
+    });
   }
 
   takeOverKnown(clientId: string, epoch: number): Uint8Array {

@@ -6,6 +6,7 @@ import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import { Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
 import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
+import { Unreachable } from "./holder-link.ts";
 
 export interface CoreLinkEvents {
   /** A batch is about to leave: the runtime holds it until what is written now is durable. */
@@ -36,9 +37,14 @@ export class CoreLink {
     return this.#call((core) => core.claim(clientId, this.#node));
   }
 
-  /** Resolves when all that was routed to the node before has reached it; rejects when it cannot be reached. */
+  /** @returns whether the claim is still the latest. */
+  abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
+    return this.#call((core) => core.abandon(clientId, epoch, holder));
+  }
+
+  /** Resolves when all that was routed to the node before has reached it; rejects with Unreachable when that cannot be. */
   async settled(node: NodeName): Promise<void> {
-    if (!(await this.#call((core) => core.settled(node)))) throw new Error(`${node} cannot be reached`);
+    if (!(await this.#call((core) => core.settled(node)))) throw new Unreachable(node);
   }
 
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {

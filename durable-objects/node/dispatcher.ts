@@ -44,6 +44,9 @@ export class Dispatcher {
           return ReasonCode.Success;
         case "forward":
           return this.#dispatchMessage(record, now);
+        case "ended":
+          this.#broker.claims.handleEnded(record.clientId, record.epoch);
+          return ReasonCode.Success;
         case "unreadable":
           throw record.error;
       }

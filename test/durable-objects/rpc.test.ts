@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import {
   addRouteRecord,
+  endedRecord,
   fenceRecord,
   forwardFenceRecord,
   forwardRecord,
@@ -125,15 +126,17 @@ describe("from core to node", () => {
     const batch = batchOf(
       forwardRecord(writer, [{ key: "a/é", ordinal: 0 }], record(message)),
       forwardFenceRecord(),
+      endedRecord("c", 1_700_000_000_001),
       forwardRecord(writer, many, record(small)),
       forwardRecord(writer, [], record(message)),
     );
     const read = [...readForwarded(batch)].map((each) =>
-      each.kind === "forward" ? { matched: each.matched, message: each.message } : each.kind,
+      each.kind === "forward" ? { matched: each.matched, message: each.message } : each,
     );
     expect(read).toEqual([
       { matched: [{ key: "a/é", ordinal: 0 }], message },
-      "fence",
+      { kind: "fence" },
+      { kind: "ended", clientId: "c", epoch: 1_700_000_000_001 },
       { matched: many, message: small },
       { matched: [], message },
     ]);

@@ -1,0 +1,67 @@
+/**
+ * The session registry: which node has a client id (G4), and where a session of it may be.
+ *
+ * A claim is one step, without an await, and claims are numbered: `epoch` rises with each of a client, also across
+ * restarts. Every node that may hold a session is remembered, so that no failure on the way loses one, until a claimer
+ * says that it has the session (`opened`).
+ *
+ * Fencing. A claimer that cannot reach a holder goes on without it: the holder is told, or what it is told is parked for
+ * it, and only then forgotten. So a holder that comes back either hears that the session has ended, or claims first: each
+ * holder is remembered with the epoch since which it is one, and what it has from before is stale.
+ *
+ *     A claims  1   A since 1
+ *     B claims  2   B since 2, A since 1     cannot reach A, abandons it: "ended 2" is parked for A
+ *                   B since 2
+ *     A claims  3   A since 3, B since 2     its session of epoch 1 is stale
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { endedRecord, type Claim } from "../rpc.ts";
+import type { CoreStore } from "./core-store.ts";
+import type { NodeLink } from "./node-link.ts";
+
+export class Registry {
+  readonly #store: CoreStore;
+  readonly #linkTo: (node: NodeName) => NodeLink;
+  #lastEpoch = 0;
+
+  constructor(store: CoreStore, linkTo: (node: NodeName) => NodeLink) {
+    this.#store = store;
+    this.#linkTo = linkTo;
+  }
+
+  claim(clientId: string, node: NodeName, now: number): Claim {
+    const before = this.#store.claimOf(clientId);
+    const epoch = Math.max(now, this.#lastEpoch + 1, (before?.epoch ?? 0) + 1);
+    this.#lastEpoch = epoch;
+    const holders = before?.holders ?? [];
+    const own = holders.find((holder) => holder.node === node) ?? { node, since: epoch };
+    const others = holders.filter((holder) => holder.node !== node);
+    this.#store.putClaim(clientId, { epoch, holders: [own, ...others] });
+    return { epoch, since: own.since, holders: others };
+  }
+
+  /** The claimer has the session: no other node holds any of it. */
+  opened(clientId: string, epoch: number): void {
+    const claim = this.#store.claimOf(clientId);
+    if (claim?.epoch === epoch) this.#store.putClaim(clientId, { epoch, holders: claim.holders.slice(0, 1) });
+  }
+
+  /** Only the latest claim can be released. */
+  release(clientId: string, epoch: number): void {
+    this.#store.deleteClaim(clientId, epoch);
+  }
+
+  /** The claimer goes on without the holder. @returns whether its claim is still the latest. */
+  async abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
+    const isLatest = (): boolean => this.#store.claimOf(clientId)?.epoch === epoch;
+    if (!isLatest()) return false;
+    const bytes = endedRecord(clientId, epoch);
+    const code = await new Promise<number | undefined>((settled) => this.#linkTo(holder).add({ bytes, settled }));
+    if (code === undefined || code >= 0x80) throw new Error(`${holder} could not be told that a session has ended`);
+    // Forgotten in the turn in which it is parked: both are on disk or neither.
+    const claim = this.#store.claimOf(clientId);
+    if (claim?.epoch !== epoch) return false;
+    this.#store.putClaim(clientId, { epoch, holders: claim.holders.filter(({ node }) => node !== holder) });
+    return true;
+  }
+}

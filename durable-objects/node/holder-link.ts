@@ -1,0 +1,67 @@
+/**
+ * A node that may hold a session which another one takes over.
+ *
+ * Its calls may be made twice, so they are, each on a fresh stub, until it has failed to answer for `holderSilentMsMax`.
+ * Then it counts as unreachable, and the taker goes on without it. One that answers slowly, or that is overloaded, does
+ * not: it has the session, and to go on without it would lose what was acknowledged.
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
+import { isOverloaded } from "../outbox.ts";
+import type { NodeRpc, StoredDelivery, TakenOver } from "../rpc.ts";
+
+/** The node does not answer. */
+export class Unreachable extends Error {
+  override readonly name = "Unreachable";
+  readonly node: NodeName;
+
+  constructor(node: NodeName) {
+    super(`${node} cannot be reached`);
+    this.node = node;
+  }
+}
+
+export class HolderLink {
+  readonly node: NodeName;
+  readonly #connect: () => NodeRpc;
+  readonly #isWanted: () => boolean;
+  #answeredAt = Date.now();
+
+  /**
+   * @param connect makes a fresh stub
+   * @param isWanted whether the taker still wants the session
+   */
+  constructor(node: NodeName, connect: () => NodeRpc, isWanted: () => boolean) {
+    this.node = node;
+    this.#connect = connect;
+    this.#isWanted = isWanted;
+  }
+
+  takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
+    return this.#call((node) => node.takeOver(clientId, epoch, resume));
+  }
+
+  takeOverKnown(clientId: string, epoch: number): Promise<Uint8Array> {
+    return this.#call((node) => node.takeOverKnown(clientId, epoch));
+  }
+
+  takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]> {
+    return this.#call((node) => node.takeOverMessages(clientId, epoch, afterSeq));
+  }
+
+  async #call<T>(call: (node: NodeRpc) => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        const answer = await call(this.#connect());
+        this.#answeredAt = Date.now();
+        return answer;
+      } catch (error) {
+        const pauseMs = retryDelayMs(attempt);
+        const isSilent = Date.now() + pauseMs >= this.#answeredAt + limits.holderSilentMsMax;
+        if (isSilent && isOverloaded(error)) throw error;
+        if (isSilent || !this.#isWanted()) throw new Unreachable(this.node);
+        await scheduler.wait(pauseMs);
+      }
+    }
+  }
+}
