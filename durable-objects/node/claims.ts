@@ -7,6 +7,8 @@
  * asked for a session waits for its own older claim of it and refuses when its own is newer. So waiting only ever goes
  * from newer claims to older ones, and cannot go round.
  *
+ * A holder that cannot be reached for a while is abandoned: the core will tell it, and the client gets a new session.
+ *
  * The taker adds the session's routes before it asks for the messages, and the giver forgets last: make before break.
  */
 import type { NodeName } from "../../cluster/name.ts";
@@ -28,6 +30,7 @@ import {
 } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
+import { HolderLink, Unreachable } from "./holder-link.ts";
 import { readDelivery, writeDelivery } from "./session-store.ts";
 import { takenOver, type Sessions } from "./sessions.ts";
 
@@ -46,7 +49,7 @@ interface Opening {
 interface Adoption {
   readonly session: Session;
   readonly epoch: number;
-  readonly previous: NodeName;
+  readonly previous: HolderLink;
   readonly moved: MovedSession;
   /** Of the numbers kept free for what the previous node gives. */
   readonly firstSeq: number;
@@ -101,18 +104,29 @@ export class Claims {
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
     let resume = !request.cleanStart;
     let isAllHere = true;
-    for (const { node: holder, since: holderSince } of holders) {
-      const taken = await broker.host.nodeAt(holder).takeOver(clientId, epoch, resume);
-      if (taken.kind === "superseded") opening.superseded = true;
-      if (opening.superseded) break;
-      if (taken.kind !== "session") continue;
-      const own = this.#sessions.byClientId(clientId);
-      // A copy is older when it was taken over before and its giver did not hear that it was done.
-      const isStale = taken.session.epoch < holderSince;
-      const isNewer = !isStale && (!own || own.epoch < taken.session.epoch);
-      const lastSeq = isNewer ? await this.#adopt(clientId, epoch, holder, taken.session) : Infinity;
-      if (!(await this.#dismiss(holder, clientId, epoch, lastSeq))) isAllHere = false;
-      if (!isStale) resume = false;
+    for (const { node, since: holderSince } of holders) {
+      const holder = new HolderLink(
+        node,
+        () => broker.host.nodeAt(node),
+        () => !opening.superseded,
+      );
+      try {
+        const taken = await holder.takeOver(clientId, epoch, resume);
+        if (taken.kind === "superseded") opening.superseded = true;
+        if (opening.superseded) break;
+        if (taken.kind !== "session") continue;
+        const own = this.#sessions.byClientId(clientId);
+        const isStale = taken.session.epoch < holderSince;
+        // A copy is older when it was taken over before and its giver did not hear that it was done.
+        const isNewer = !isStale && (!own || own.epoch < taken.session.epoch);
+        const lastSeq = isNewer ? await this.#adopt(clientId, epoch, holder, taken.session) : Infinity;
+        if (!(await this.#dismiss(node, clientId, epoch, lastSeq))) isAllHere = false;
+        if (!isStale) resume = false;
+      } catch (error) {
+        if (!(error instanceof Unreachable) || error.node !== node) throw error;
+        if (!opening.superseded) opening.superseded = !(await broker.core.abandon(clientId, epoch, node));
+        if (opening.superseded) break;
+      }
     }
     if (opening.superseded) return connection.fail(takenOver());
     const existing = this.#sessions.byClientId(clientId);
@@ -255,9 +269,9 @@ export class Claims {
    * previous node gives, and what came to both is told by its message id.
    * @returns the number that the last message had on the previous node.
    */
-  async #adopt(clientId: string, epoch: number, previous: NodeName, moved: MovedSession): Promise<number> {
+  async #adopt(clientId: string, epoch: number, previous: HolderLink, moved: MovedSession): Promise<number> {
     if (moved.version !== rpcVersion)
-      throw new Error(`${previous} gives sessions of version ${moved.version}, ${rpcVersion} is taken here`);
+      throw new Error(`${previous.node} gives sessions of version ${moved.version}, ${rpcVersion} is taken here`);
     const broker = this.#broker;
     const old = this.#sessions.byClientId(clientId);
     if (old) this.#sessions.forget(old);
@@ -295,15 +309,14 @@ export class Claims {
     const broker = this.#broker;
     const { clientId } = session;
     await broker.core.outbox.addAndWait(fenceRecord());
-    await broker.core.settled(previous);
-    const node = broker.host.nodeAt(previous);
+    await broker.core.settled(previous.node);
     // Before the messages: what is known later is in a page, or comes here by the new route.
-    const known = MessageIdSet.read(new ByteReader(await node.takeOverKnown(clientId, epoch)));
+    const known = MessageIdSet.read(new ByteReader(await previous.takeOverKnown(clientId, epoch)));
     /** Numbers there to numbers here. */
     const seqs = new Map<number, number>();
     let lastSeq = 0;
     for (;;) {
-      const page = await node.takeOverMessages(clientId, epoch, lastSeq);
+      const page = await previous.takeOverMessages(clientId, epoch, lastSeq);
       if (page.length === 0) break;
       for (const { seq, delivery } of page) {
         const here = firstSeq + seqs.size;

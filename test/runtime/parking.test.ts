@@ -1,77 +1,23 @@
 // A node that the core cannot reach: what was acknowledged waits on the core's disk, and arrives.
 
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { ParkedStore } from "../../durable-objects/coordinator/parked-store.ts";
-import { BrokerNode } from "../../durable-objects/node/broker-node.ts";
 import { limits } from "../../mqtt/limits.ts";
-import {
-  converse,
-  coreName,
-  crash,
-  durable,
-  newNode,
-  publish,
-  publishAndWait,
-  rows,
-  subscribe,
-} from "./conversation.ts";
+import { converse, coreName, crash, durable, newNode, publish, publishAndWait, subscribe } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
+import { cut, heal, inject, parkedFor, untilDrained, useFaults } from "./faults.ts";
 
 vi.setConfig({ testTimeout: 30_000 });
 
-/** What calls of `forward` meet, by node. */
-const faults = new Map<string, (forward: () => Promise<Uint8Array>) => Promise<Uint8Array>>();
+useFaults();
 
-beforeEach(() => {
-  const { forward: original } = BrokerNode.prototype as {
-    forward: (this: BrokerNode, batch: Uint8Array) => Promise<Uint8Array>;
-  };
-  vi.spyOn(BrokerNode.prototype, "forward").mockImplementation(function (this: BrokerNode, batch) {
-    const name = (this as unknown as { ctx: DurableObjectState }).ctx.id.name ?? "";
-    const forward = (): Promise<Uint8Array> => original.call(this, batch);
-    return faults.get(name)?.(forward) ?? forward();
-  });
-});
-
-afterEach(() => {
-  faults.clear();
-  vi.restoreAllMocks();
-});
-
-function cut(node: string): void {
-  faults.set(node, () => Promise.reject(new Error("cut")));
-}
-
-function heal(node: string): void {
-  faults.delete(node);
-}
-
-async function parkedMessages(node: string): Promise<number> {
-  const [row] = await rows<{ n: number }>(
-    coreName,
-    "SELECT ifnull(sum(messages), 0) AS n FROM parked WHERE node = ?",
-    node,
-  );
-  return row!.n;
-}
-
-async function untilDrained(node: string): Promise<void> {
-  await vi.waitUntil(async () => (await parkedMessages(node)) === 0, { timeout: 20_000, interval: 100 });
-}
-
-/** Publishes, and waits for the acknowledgement as long as the core takes to find that a node is out of reach. */
-async function publishPatiently(client: Conversation, topic: string, payload: string, qos: 1 | 2): Promise<void> {
+/** Publishes, and waits for the whole exchange. */
+async function publishOne(client: Conversation, topic: string, payload: string, qos: 1 | 2): Promise<void> {
   client.send(publish(topic, payload, qos, { messageId: 902 }));
-  await expectPatiently(client, { cmd: qos === 1 ? "puback" : "pubrec", messageId: 902, reasonCode: 0 });
+  await client.expect(qos === 1 ? "puback" : "pubrec", { messageId: 902, reasonCode: 0 });
   if (qos === 1) return;
   client.send({ cmd: "pubrel", messageId: 902 });
   await client.expect("pubcomp", { messageId: 902 });
-}
-
-/** The next packet, which may take as long as the core tries to reach a node. */
-async function expectPatiently(client: Conversation, fields: Record<string, unknown>): Promise<void> {
-  const packet = await client.next().catch(() => client.next());
-  expect(packet).toMatchObject(fields);
 }
 
 async function meet(topic: string) {
@@ -86,12 +32,12 @@ describe("[G1] [G2] a message for a node that cannot be reached", () => {
     const topic = "parking/order";
     const { node, client, publisher } = await meet(topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 1);
-    expect(await parkedMessages(node)).toBe(1);
+    await publishOne(publisher, topic, "1", 1);
+    expect(await parkedFor(node)).toBe(1);
     publisher.send(publish(topic, "QoS 0"));
-    await publishPatiently(publisher, topic, "2", 2);
+    await publishOne(publisher, topic, "2", 2);
     await publishAndWait(publisher, topic, "3");
-    expect(await parkedMessages(node)).toBe(3);
+    expect(await parkedFor(node)).toBe(3);
     const system = await converse(newNode());
     await subscribe(system, `$SYS/brokers/${coreName}/stats/parked/count`, { qos: 0 });
     await system.expectMessage("3");
@@ -110,10 +56,10 @@ describe("[G1] [G2] a message for a node that cannot be reached", () => {
     const topic = "parking/crash";
     const { node, client, publisher } = await meet(topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 1);
+    await publishOne(publisher, topic, "1", 1);
     await crash(coreName);
     await publishAndWait(publisher, topic, "2");
-    expect(await parkedMessages(node)).toBe(2);
+    expect(await parkedFor(node)).toBe(2);
     await crash(coreName);
     heal(node);
     await untilDrained(node);
@@ -126,9 +72,9 @@ describe("[G1] [G2] a message for a node that cannot be reached", () => {
     const topic = "parking/once";
     const { node, client, publisher } = await meet(topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 2);
+    await publishOne(publisher, topic, "1", 2);
     let forwarded = 0;
-    faults.set(node, async (forward) => {
+    inject(node, async (forward) => {
       const answer = await forward();
       if (forwarded++ === 0) await crash(coreName);
       return answer;
@@ -143,7 +89,7 @@ describe("[G1] [G2] a message for a node that cannot be reached", () => {
     const topic = "parking/full";
     const { node, client, publisher } = await meet(topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 1);
+    await publishOne(publisher, topic, "1", 1);
     const total = { node, lastSeq: 1, since: Date.now(), messages: 1, bytes: limits.parkedBytesMax };
     vi.spyOn(ParkedStore.prototype, "totals").mockReturnValue([total]);
     await crash(coreName);
@@ -168,10 +114,10 @@ describe("[G1] a share group's message", () => {
     await subscribe(other, shared + topic);
     cut(node);
     for (const payload of ["1", "2", "3", "4"]) {
-      await publishPatiently(publisher, topic, payload, 1);
+      await publishOne(publisher, topic, payload, 1);
       await other.expectMessage(payload);
     }
-    expect(await parkedMessages(node)).toBe(0);
+    expect(await parkedFor(node)).toBe(0);
     heal(node);
     await client.expectNothing();
   });
@@ -180,8 +126,8 @@ describe("[G1] a share group's message", () => {
     const topic = "parking/group/one";
     const { node, client, publisher } = await meet(shared + topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 1);
-    expect(await parkedMessages(node)).toBe(1);
+    await publishOne(publisher, topic, "1", 1);
+    expect(await parkedFor(node)).toBe(1);
     heal(node);
     await untilDrained(node);
     await client.expectMessage("1");
@@ -191,7 +137,7 @@ describe("[G1] a share group's message", () => {
     const topic = "parking/group/left";
     const { node, client, publisher } = await meet(shared + topic);
     cut(node);
-    await publishPatiently(publisher, topic, "1", 1);
+    await publishOne(publisher, topic, "1", 1);
     client.send({ cmd: "unsubscribe", messageId: 1, unsubscriptions: [shared + topic] });
     await client.expect("unsuback", { messageId: 1 });
     const other = await converse(newNode(), durable);
@@ -207,19 +153,19 @@ test("[G1] one record that a node cannot take is refused, and the others of its 
   const topic = "parking/poison";
   const { node, client, publisher } = await meet(topic);
   const { client: witness } = await meet(topic);
-  faults.set(node, async (forward) => (await forward()).map((_, index) => (index === 0 ? 0x83 : 0)));
+  inject(node, async (forward) => ((await forward()) as Uint8Array).map((_, index) => (index === 0 ? 0x83 : 0)));
   publisher.send(publish(topic, "1", 1, { messageId: 1 }), publish(topic, "2", 1, { messageId: 2 }));
   await publisher.expect("puback", { messageId: 1, reasonCode: 0x83 });
   await publisher.expect("puback", { messageId: 2, reasonCode: 0 });
   for (const each of [client, witness]) await each.expectMessage("1");
-  expect(await parkedMessages(node)).toBe(0);
+  expect(await parkedFor(node)).toBe(0);
 });
 
 test("[G1] an overloaded node holds acknowledgements, for as long as it is", async () => {
   const topic = "parking/overload";
   const { node, client, publisher } = await meet(topic);
   let calls = 0;
-  faults.set(node, () => {
+  inject(node, () => {
     calls++;
     return Promise.reject(Object.assign(new Error("too many calls"), { overloaded: true }));
   });
@@ -228,9 +174,9 @@ test("[G1] an overloaded node holds acknowledgements, for as long as it is", asy
   await vi.waitUntil(() => calls > limits.attemptsMax, { timeout: 10_000 });
   publisher.send(publish(topic, "QoS 0"));
   await publisher.expectNothing();
-  expect(await parkedMessages(node)).toBe(0);
+  expect(await parkedFor(node)).toBe(0);
   heal(node);
-  await expectPatiently(publisher, { cmd: "puback", messageId: 1, reasonCode: 0 });
+  await publisher.expect("puback", { messageId: 1, reasonCode: 0 });
   await client.expectMessage("1");
   await client.expectNothing();
 });
