@@ -70,8 +70,8 @@ export interface NodeRpc {
   takeOverKnown(clientId: string, epoch: number): Promise<Uint8Array>;
   /** The rest of a session being handed over, by rising `seq`; asked for until it is empty. */
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
-  /** The taker has all up to `afterSeq`: forget the session. What a group has sent it since goes back to the group. */
-  takeOverDone(clientId: string, epoch: number, afterSeq: number): Promise<void>;
+  /** The taker has the session: forget it. What a group has sent it that is not `known` there goes back to the group. */
+  takeOverDone(clientId: string, epoch: number, known: Uint8Array): Promise<void>;
   /** Numbers for $SYS, by their names there. */
   stats(): Promise<NodeStats>;
 }
@@ -203,7 +203,7 @@ export interface Matched {
 export interface Forward {
   readonly matched: readonly Matched[];
   readonly message: Message;
-  /** All of it, as received. */
+  /** Its record. */
   readonly bytes: Uint8Array;
 }
 
@@ -250,7 +250,7 @@ function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
     case forwardKinds.fence:
       return { kind: "fence" };
     case forwardKinds.forward:
-      return { kind: "forward", ...readForward(body) };
+      return { kind: "forward", ...readForward(new ByteReader(body)) };
     case forwardKinds.ended: {
       const reader = new ByteReader(body);
       return { kind: "ended", clientId: reader.string(), epoch: reader.u48() };
@@ -260,12 +260,10 @@ function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
   }
 }
 
-/** @param bytes of a `Forward`, as it came. */
-export function readForward(bytes: Uint8Array): Forward {
-  const reader = new ByteReader(bytes);
+function readForward(reader: ByteReader): Forward {
   const matched: Matched[] = [];
   for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
-  return { matched, message: readMessage(reader), bytes };
+  return { matched, bytes: reader.rest(), message: readMessage(reader) };
 }
 
 // ---- records ----------------------------------------------------------------------------------------------------------

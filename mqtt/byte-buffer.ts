@@ -117,6 +117,11 @@ export class ByteReader {
     return this.raw(this.u32());
   }
 
+  /** What has not been read. */
+  rest(): Uint8Array {
+    return this.#bytes.subarray(this.offset);
+  }
+
   raw(length: number): Uint8Array {
     const start = this.offset;
     this.offset += length;

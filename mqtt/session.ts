@@ -309,6 +309,13 @@ export class Session {
     this.rowDirty = true;
   }
 
+  /** Its client is back, though not connected yet: its time begins anew. */
+  postponeExpiry(now: number): void {
+    if (this.expiresAt === atNoTime) return;
+    this.expiresAt = now + this.expiryInterval * 1000;
+    this.rowDirty = true;
+  }
+
   /** What time has brought to a session without a connection; takes the will out. */
   due(now: number): { will: Will | undefined; ended: boolean } {
     const ended = !this.connected && this.expiresAt !== 0 && this.expiresAt <= now;

@@ -4,6 +4,7 @@ import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
 import type { NodeRpc, NodeStats, StoredDelivery, TakenOver } from "../rpc.ts";
 import { Broker } from "./broker.ts";
+import { Takeover } from "./takeover.ts";
 
 /** Subprotocol header of an upgrade, set by the worker to the one to echo. */
 const subprotocolHeader = "Sec-WebSocket-Protocol";
@@ -45,11 +46,9 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   }
 
   override webSocketClose(socket: WebSocket): void {
-    const connection = this.#broker.connection(socket);
-    if (!connection) return;
     // Without an answer to its close the client hangs.
     socket.close();
-    connection.handleSocketClosed(Date.now());
+    this.#broker.connection(socket)?.handleSocketClosed(Date.now());
   }
 
   override webSocketError(socket: WebSocket): void {
@@ -72,15 +71,15 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   }
 
   async takeOverKnown(clientId: string, epoch: number): Promise<Uint8Array> {
-    return this.#broker.claims.takeOverKnown(clientId, epoch);
+    return new Takeover(this.#broker, clientId, epoch).known();
   }
 
   async takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]> {
-    return this.#broker.claims.takeOverMessages(clientId, epoch, afterSeq);
+    return new Takeover(this.#broker, clientId, epoch).messages(afterSeq);
   }
 
-  async takeOverDone(clientId: string, epoch: number, afterSeq: number): Promise<void> {
-    this.#broker.claims.takeOverDone(clientId, epoch, afterSeq);
+  async takeOverDone(clientId: string, epoch: number, known: Uint8Array): Promise<void> {
+    new Takeover(this.#broker, clientId, epoch).done(known);
   }
 
   async stats(): Promise<NodeStats> {

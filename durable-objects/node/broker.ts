@@ -139,7 +139,11 @@ export class Broker {
     }
     // Sleep leaves all sockets and a crash none: where there is one, none was lost.
     const lost = this.#sockets.size > 0 ? [] : this.store.connectedIds();
-    if (lost.length > 0) setImmediate(() => this.sessions.handleLost(lost));
+    if (lost.length > 0) {
+      this.log.deleteUnread();
+      setImmediate(() => this.sessions.handleLost(lost));
+    }
+    this.store.clearAdoptions();
     this.own.sendAll();
     const due = this.store.nextDue();
     if (due !== undefined) this.host.ringAt(due);
@@ -159,15 +163,15 @@ export class Broker {
     connection.expectConnect();
   }
 
-  /** undefined: the broker has closed it already, and the client's side of the close is still to come. */
+  /** undefined: its connection has ended already, and the client's side of the close is still to come. */
   connection(socket: WebSocket): Connection | undefined {
     const known = this.#connections.get(socket);
     if (known) return known;
     const attachment = socket.deserializeAttachment() as Attachment | null;
     const session = attachment && this.sessions.byId(attachment.sessionId);
-    if (!attachment || !session) return undefined;
-    // One that has just been closed is not among the sockets that a node wakes with.
-    if (session.connected && !this.#sockets.has(session.id)) this.#sockets.set(session.id, socket);
+    // A socket that is just being closed is not among those that a node wakes with, so its session may have been lost.
+    if (!attachment || !session?.connected) return undefined;
+    if (!this.#sockets.has(session.id)) this.#sockets.set(session.id, socket);
     const connection = new Connection(socket, this, Date.now());
     connection.restore(attachment, session);
     this.#connections.set(socket, connection);

@@ -10,7 +10,7 @@ import { detached, type Message, type QoS } from "../../mqtt/message.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Load, Place, Session } from "../../mqtt/session.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { matches, parseShared } from "../../mqtt/topic.ts";
 import { readForwarded, type Forward, type Forwarded, type Matched } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 
@@ -57,12 +57,13 @@ export class Dispatcher {
   }
 
   #dispatchMessage({ message: received, matched, bytes }: Forward, now: number): ReasonCode {
-    const { table, known } = this.#broker;
+    const { table, known, log } = this.#broker;
     const shared = matched.find(({ key }) => parseShared(key).group !== undefined);
     for (const { key } of matched) {
       if (table.has(key)) continue;
       // Its last subscriber left while the message was under way, or a crash left the route at the core.
       this.#broker.changeRoutes([{ kind: "remove", key }]);
+      log.handleReaderLeft(key);
       if (shared) return ReasonCode.NoMatchingSubscribers;
     }
     if (received.qos === 2 && known.has(received.id, shared?.key)) return ReasonCode.Success;
@@ -132,7 +133,7 @@ export class Dispatcher {
     const delivery = this.#deliveryOf(session, forms.message, [{ key, ordinal }]);
     if (!delivery) return;
     const owned: Delivery = { ...delivery, shared: key };
-    this.#guarded(session.id, () => this.deliver(session, owned, now, forms));
+    this.deliver(session, owned, now, forms);
   }
 
   /** To one session alone. */
@@ -183,9 +184,16 @@ export class Dispatcher {
     const { store, log } = this.#broker;
     return ({ seq, filter }) => {
       if (filter === undefined) return store.loadDelivery(session.id, seq);
-      const logged = log.read(seq, filter, now);
-      const delivery = logged && this.#deliveryOf(session, detached(logged.message), logged.matched);
+      const message = log.read(seq, filter, now);
+      const delivery = message && this.#deliveryOf(session, detached(message), matchedOf(session, message.topic));
       return delivery && delivery.qos > 0 ? delivery : undefined;
     };
   }
+}
+
+/** Which of a session's own subscriptions match; a core has said so when the message came, and nobody has kept it. */
+function matchedOf({ subscriptions }: Session, topic: string): Matched[] {
+  return [...subscriptions.keys()]
+    .filter((key) => parseShared(key).group === undefined && matches(key, topic))
+    .map((key) => ({ key, ordinal: 0 }));
 }

@@ -10,13 +10,13 @@
  *   cut      a stream is no longer than the longest queue of a session: what is older nobody would keep
  *
  *   log  (filter, last, at, entries, records): `last` is the highest number in the row, `entries` are seq u48 and length
- *        u32 of each message, `records` the messages as they were forwarded, with the filters they matched
+ *        u32 of each message, `records` the messages
  */
 import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
+import { readMessage, type Message } from "../../mqtt/message.ts";
 import type { StoredMessage } from "../../mqtt/session.ts";
 import type { Sql } from "../schema.ts";
-import { readForward, type Forward } from "../rpc.ts";
 
 /** Bounds of one stream: those of a session's queue. */
 export interface StreamBounds {
@@ -129,7 +129,7 @@ export class MessageLog {
 
   // ---- read -------------------------------------------------------------------------------------------------------
 
-  read(seq: number, filter: string, now: number): Forward | undefined {
+  read(seq: number, filter: string, now: number): Message | undefined {
     this.flush(now);
     let found = this.#findLastRead(seq, filter);
     if (!found) {
@@ -144,7 +144,7 @@ export class MessageLog {
       this.#lastRead = { filter, entries: readEntries(row.entries), records: new Uint8Array(row.records) };
       found = this.#findLastRead(seq, filter);
     }
-    return found && readForward(found);
+    return found && readMessage(new ByteReader(found));
   }
 
   #findLastRead(seq: number, filter: string): Uint8Array | undefined {
@@ -194,6 +194,11 @@ export class MessageLog {
   handleReaderLeft(filter: string): void {
     if (this.#stream(filter).messages > 0) this.#unexamined.add(filter);
     else this.#streams.delete(filter);
+  }
+
+  /** A crash has left messages under filters that nobody subscribes by on disk. */
+  deleteUnread(): void {
+    this.#sql.exec("DELETE FROM log WHERE filter NOT IN (SELECT filter FROM subscription)");
   }
 
   #examine(filter: string): void {

@@ -87,6 +87,8 @@ CREATE TABLE log (
   PRIMARY KEY (filter, last)
 ) WITHOUT ROWID;
 
+CREATE TABLE adoption (session INTEGER PRIMARY KEY);
+
 CREATE TABLE own (id INTEGER PRIMARY KEY, record BLOB NOT NULL);
 
 DROP TABLE known;

@@ -4,6 +4,7 @@
  *   session       one row each: who, when it is due, its will
  *   connection    one row per open connection: a session that has one and no socket has lost it in a crash
  *   subscription  one row per session and filter; `logged_since`: the node's log has its messages from behind this number
+ *   adoption      one row per session that is on its way here from another node
  *   queue         one row per message that waits for one session alone: a share group's, a retained one, one that came
  *                 from another node, and what a transient session cannot hold in memory
  *
@@ -172,6 +173,27 @@ export class SessionStore {
   delete(id: number): void {
     this.clear(id);
     this.#sql.exec("DELETE FROM session WHERE id = ?", id);
+  }
+
+  // ---- adoptions --------------------------------------------------------------------------------------------------
+
+  /** A session is on its way here: what is written of it counts when it is whole. */
+  putAdoption(id: number): void {
+    this.#sql.exec("INSERT INTO adoption VALUES (?)", id);
+  }
+
+  deleteAdoption(id: number): void {
+    this.#sql.exec("DELETE FROM adoption WHERE session = ?", id);
+  }
+
+  /** What a crash has left of sessions that were on their way here. */
+  clearAdoptions(): void {
+    const rows = this.#sql.exec<{ session: number }>("SELECT session FROM adoption").toArray();
+    for (const { session } of rows) {
+      this.clear(session);
+      this.deleteAdoption(session);
+    }
+    if (rows.length > 0) this.#log.deleteUnread();
   }
 
   // ---- deadlines --------------------------------------------------------------------------------------------------

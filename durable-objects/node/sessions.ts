@@ -51,6 +51,8 @@ export class Sessions {
   /** While it was away nobody counted what waits for it. */
   #loadedNow(session: Session | undefined): Session | undefined {
     if (!session) return undefined;
+    const known = this.#loaded.get(session.id);
+    if (known) return this.#keep(known);
     this.#keep(session);
     const { max_mqueue_len: lengthMax } = this.#broker.settings.mqtt;
     this.handleDropped(session, session.makeRoom(lengthMax, limits.mqueueBytesMax));
@@ -136,13 +138,18 @@ export class Sessions {
 
   /** The session is over: its subscriptions, its messages, its claim. */
   end(session: Session): void {
+    this.discard(session);
+    this.#release(session.clientId, session.epoch);
+  }
+
+  /** ... but for its claim. */
+  discard(session: Session): void {
     const broker = this.#broker;
     const now = Date.now();
     if (session.will) broker.publishWill(session.clientId, session.will, now);
     const left = [...session.redispatchable(broker.dispatcher.load(session, now))];
     this.forget(session);
     for (const delivery of left) broker.passOn(delivery);
-    this.#release(session.clientId, session.epoch);
     broker.metrics.add("session.terminated");
   }
 

@@ -185,7 +185,7 @@ function checkGroups(world: World, ledger: Ledger): void {
 // ---- what objects hold ------------------------------------------------------------------------------------------------
 
 /** Tables whose rows may outlive all sessions. */
-const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema"]);
+const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema_version", "counter", "reserved"]);
 
 /** Routes of the core are those of the nodes' subscriptions. The names of tables are here and nowhere else. */
 export function checkRoutes(world: World, nodes: readonly SimulatedObject[], core: SimulatedObject): void {
@@ -201,17 +201,22 @@ export function checkRoutes(world: World, nodes: readonly SimulatedObject[], cor
   for (const route of held)
     if (!known.includes(route) && !route.startsWith("$share/")) world.violate(`left: no route for ${route}`);
   for (const route of known) if (!held.includes(route)) world.violate(`left: a route without subscribers, ${route}`);
-  for (const node of nodes)
-    for (const table of ["subscription", "queue", "known"]) {
+  for (const node of nodes) {
+    for (const table of ["connection", "subscription", "queue", "adoption"]) {
       const orphans = node.disk.rows(`SELECT * FROM ${table} WHERE session NOT IN (SELECT id FROM session)`);
       if (orphans.length > 0) world.violate(`left: ${orphans.length} rows of no session in ${table} of ${node.name}`);
     }
+    const unread = node.disk.rows("SELECT * FROM log WHERE filter NOT IN (SELECT filter FROM subscription)");
+    if (unread.length > 0) world.violate(`left: ${unread.length} rows that nobody reads in the log of ${node.name}`);
+    const own = node.disk.rows("SELECT * FROM own");
+    if (own.length > 0) world.violate(`left: ${own.length} messages of its own that ${node.name} has not sent`);
+  }
   const claims = core.disk.rows<{ client_id: string; node: string; holders: string }>("SELECT * FROM claim");
   for (const node of nodes)
     for (const { client_id } of node.disk.rows<{ client_id: string }>("SELECT client_id FROM session")) {
       const claim = claims.find((each) => each.client_id === client_id);
       // A holder is one whose session is older, and goes when the client connects next.
-      if (claim?.node !== node.name && !claim?.holders.split(" ").includes(node.name))
+      if (claim?.node !== node.name && !claim?.holders.split(" ").some((each) => each.startsWith(`${node.name}/`)))
         world.violate(`two: ${client_id} has a session on ${node.name} and a claim on ${claim?.node}`);
     }
 }
