@@ -33,12 +33,8 @@ async function meet(name: string) {
 
 /** What the nodes have of the client's session. */
 async function sessionsOf(clientId: string, nodes: readonly string[]) {
-  const found = await Promise.all(
-    nodes.map((node) =>
-      rows<{ connected: number }>(node, "SELECT connected FROM session WHERE client_id = ?", clientId),
-    ),
-  );
-  return found.map((each) => each.map(({ connected }) => (connected === 1 ? "connected" : "away")).join());
+  const found = await Promise.all(nodes.map((node) => sessionRow(node, clientId)));
+  return found.map((row) => (row === undefined ? "" : row.connected === 1 ? "connected" : "away"));
 }
 
 async function expectEnded(old: Conversation): Promise<void> {

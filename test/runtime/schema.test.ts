@@ -153,7 +153,10 @@ describe("a core", () => {
       ],
     });
     expect(await core.claim("bob", "node-1@local.emqxcl")).toMatchObject({
-      holders: ["node-2@local.emqxcl", "node-3@local.emqxcl"],
+      holders: [
+        { node: "node-2@local.emqxcl", since: 0 },
+        { node: "node-3@local.emqxcl", since: 0 },
+      ],
     });
     const { messages } = await core.retained("#", undefined, 10);
     expect(messages).toEqual(Uint8Array.of(1, 2, 3, 4));
@@ -171,7 +174,7 @@ describe("a core", () => {
 
   test("writes few rows when it is new, and none when it wakes", async () => {
     await onEmptyStorage((storage) => {
-      expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(28);
+      expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(30);
       expect(rowsWritten(storage, (database) => new CoreStore(database))).toBe(0);
     });
   });
