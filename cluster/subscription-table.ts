@@ -21,8 +21,10 @@ export type RouteChange =
 /** A session's subscription to one filter. */
 export interface Subscriber {
   readonly sessionId: number;
-  /** Messages from behind this number on are for it and in the node's log; undefined: not logged for it. */
-  readonly loggedSince: number | undefined;
+  /** Messages from behind this number are for it. */
+  readonly since: number;
+  /** Those are in the node's log. */
+  readonly isLogged: boolean;
 }
 
 /** What the table asks of the node. */
@@ -62,9 +64,8 @@ export class SubscriptionTable {
     return this.#find(key)?.subscribers.values() ?? [];
   }
 
-  /** See `Subscriber`. */
-  loggedSince(key: string, sessionId: number): number | undefined {
-    return this.#find(key)?.subscribers.get(sessionId)?.loggedSince;
+  subscriber(key: string, sessionId: number): Subscriber | undefined {
+    return this.#find(key)?.subscribers.get(sessionId);
   }
 
   /** Adds or replaces a subscription; `saved` is to be called when it is on disk, or given up. */
@@ -91,7 +92,7 @@ export class SubscriptionTable {
     const subscriber = entry?.subscribers.get(sessionId);
     if (!entry || !subscriber) return undefined;
     entry.subscribers.delete(sessionId);
-    if (subscriber.loggedSince !== undefined) entry.logged--;
+    if (subscriber.isLogged) entry.logged--;
     this.#deleteIfEmpty(key, entry);
     if (entry.subscribers.size === 0) return { kind: "remove", key };
     return isGroup(key) ? this.routeOf(key) : undefined;
@@ -155,8 +156,8 @@ export class SubscriptionTable {
 
 function put(entry: Entry, subscriber: Subscriber): void {
   const before = entry.subscribers.get(subscriber.sessionId);
-  if (before?.loggedSince !== undefined) entry.logged--;
-  if (subscriber.loggedSince !== undefined) entry.logged++;
+  if (before?.isLogged) entry.logged--;
+  if (subscriber.isLogged) entry.logged++;
   entry.subscribers.set(subscriber.sessionId, subscriber);
 }
 

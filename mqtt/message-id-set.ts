@@ -10,23 +10,25 @@ import type { ByteReader, ByteWriter } from "./byte-buffer.ts";
 
 /** Of a node's life, in a message id. */
 export const lifeChars = 12;
-export const blockBytes = 128;
-const blockBits = blockBytes * 8;
+const blockBytes = 128;
 
-export interface BitPlace {
+export interface IdPlace {
   /** The life, and behind it the share group and filter if there is one. */
   readonly origin: string;
   readonly block: number;
-  readonly bit: number;
+  readonly index: number;
 }
 
-/** @param shared the `$share/group/filter` that the message came by. */
-export function placeOf(id: string, shared: string | undefined): BitPlace {
+/**
+ * Where an id is among blocks of this length.
+ * @param shared the `$share/group/filter` that the message came by
+ */
+export function placeOf(id: string, shared: string | undefined, blockLength: number): IdPlace {
   const life = id.slice(0, lifeChars);
   const number = Number.parseInt(id.slice(lifeChars), 36);
   if (!Number.isSafeInteger(number)) throw new Error(`"${id}" is no message id`);
-  const block = Math.floor(number / blockBits);
-  return { origin: life + (shared ?? ""), block, bit: number - block * blockBits };
+  const block = Math.floor(number / blockLength);
+  return { origin: life + (shared ?? ""), block, index: number - block * blockLength };
 }
 
 /** The id of a life's nth message. */
@@ -34,36 +36,38 @@ export function messageIdOf(life: string, number: number): string {
   return life + number.toString(36);
 }
 
-export function hasBit(block: Uint8Array, bit: number): boolean {
-  return (block[bit >> 3]! & (1 << (bit & 7))) !== 0;
-}
-
-export function setBit(block: Uint8Array, bit: number): void {
-  block[bit >> 3]! |= 1 << (bit & 7);
-}
-
 export class MessageIdSet {
   readonly #blocks = new Map<string, Map<number, Uint8Array>>();
 
   has(id: string, shared: string | undefined): boolean {
-    const { origin, block, bit } = placeOf(id, shared);
+    const { origin, block, index } = placeOf(id, shared, blockBytes * 8);
     const bits = this.#blocks.get(origin)?.get(block);
-    return bits !== undefined && hasBit(bits, bit);
+    return bits !== undefined && (bits[index >> 3]! & (1 << (index & 7))) !== 0;
   }
 
   add(id: string, shared: string | undefined): void {
-    const { origin, block, bit } = placeOf(id, shared);
-    setBit(this.#block(origin, block), bit);
+    const { origin, block, index } = placeOf(id, shared, blockBytes * 8);
+    this.#add(origin, block, index);
   }
 
-  addBlock(origin: string, block: number, bits: Uint8Array): void {
+  /** The nth message of a life, or of a life and share group. */
+  addNumber(origin: string, number: number): void {
+    const block = Math.floor(number / (blockBytes * 8));
+    this.#add(origin, block, number - block * blockBytes * 8);
+  }
+
+  #add(origin: string, block: number, index: number): void {
+    this.#block(origin, block)[index >> 3]! |= 1 << (index & 7);
+  }
+
+  #addBlock(origin: string, block: number, bits: Uint8Array): void {
     const own = this.#block(origin, block);
     for (const [index, byte] of bits.entries()) own[index]! |= byte;
   }
 
   addAll(other: MessageIdSet): void {
     for (const [origin, blocks] of other.#blocks)
-      for (const [block, bits] of blocks) this.addBlock(origin, block, bits);
+      for (const [block, bits] of blocks) this.#addBlock(origin, block, bits);
   }
 
   write(writer: ByteWriter): void {
@@ -74,7 +78,7 @@ export class MessageIdSet {
 
   static read(reader: ByteReader): MessageIdSet {
     const set = new MessageIdSet();
-    while (!reader.done) set.addBlock(reader.string() + reader.string(), reader.u48(), reader.raw(blockBytes));
+    while (!reader.done) set.#addBlock(reader.string() + reader.string(), reader.u48(), reader.raw(blockBytes));
     return set;
   }
 

@@ -148,6 +148,8 @@ export class Session {
   subscribing = 0;
   /** Its messages are still coming from another node: none on disk may be given up. */
   adopting = false;
+  /** It came from another node behind this number; 0: it began here. */
+  arrivedBehind = 0;
   /** What it was given where it lived before, which may come again: by message id. */
   known: MessageIdSet | undefined;
   /** Messages wait in rows of its own. */

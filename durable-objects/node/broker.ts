@@ -11,7 +11,7 @@
  */
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
-import { SubscriptionTable, type RouteChange } from "../../cluster/subscription-table.ts";
+import { SubscriptionTable, type RouteChange, type Subscriber } from "../../cluster/subscription-table.ts";
 import type { ChannelContext, ConnectionFacts, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { Message } from "../../mqtt/message.ts";
@@ -329,8 +329,7 @@ export class Broker {
       // What waits is sent as it was subscribed.
       this.sessions.keepOwn(session, filter, Infinity);
       session.subscribe(subscription);
-      const loggedSince = this.loggedSince(session, subscription);
-      const change = this.table.add(filter, { sessionId: session.id, loggedSince });
+      const change = this.table.add(filter, this.subscriberOf(session, subscription));
       if (change) changes.push(change);
     }
     const failed = new Set<string>();
@@ -364,8 +363,7 @@ export class Broker {
       if (current && this.retained.wants(subscription, isNew)) session.readRetained(filter);
       // Another SUBSCRIBE has replaced it meanwhile.
       if (current !== subscription) continue;
-      if (isKnown(subscription))
-        this.store.putSubscription(session.id, subscription, this.table.loggedSince(filter, session.id));
+      if (isKnown(subscription)) this.store.putSubscription(subscription, this.table.subscriber(filter, session.id)!);
       else {
         codes[index] = ReasonCode.UnspecifiedError;
         this.removeSubscription(session, filter);
@@ -377,10 +375,11 @@ export class Broker {
     this.retained.read(session);
   }
 
-  /** Where in the log a subscription made now begins; undefined: what it is to get is not logged. */
-  loggedSince({ durable }: Session, { filter, qos }: Subscription): number | undefined {
+  /** A subscription that is made now; one that takes the place of another goes on where that one began. */
+  subscriberOf({ id: sessionId, durable }: Session, { filter, qos }: Subscription): Subscriber {
     const isLogged = durable && qos > 0 && parseShared(filter).group === undefined;
-    return isLogged ? this.sequence.last : undefined;
+    const before = this.table.subscriber(filter, sessionId);
+    return { sessionId, since: before?.isLogged === isLogged ? before.since : this.sequence.last, isLogged };
   }
 
   unsubscribe(connection: Connection, packetId: number, filters: readonly string[]): void {

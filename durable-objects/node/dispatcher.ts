@@ -66,10 +66,12 @@ export class Dispatcher {
       log.handleReaderLeft(key);
       if (shared) return ReasonCode.NoMatchingSubscribers;
     }
-    if (received.qos === 2 && known.has(received.id, shared?.key)) return ReasonCode.Success;
+    const before = received.qos === 2 ? known.seqOf(received.id, shared?.key) : 0;
+    if (shared && before > 0) return ReasonCode.Success;
     const message = received.qos === 0 ? received : detached(received);
     const forms = new PublishForms(message, now);
     if (shared) this.#dispatchToMember(forms, shared, now);
+    else if (before > 0) this.#dispatchAgain(forms, matched, before, now);
     else this.#dispatchToSubscribers(forms, matched, bytes, now);
     return ReasonCode.Success;
   }
@@ -82,9 +84,24 @@ export class Dispatcher {
     const seq = qos === 0 ? 0 : sequence.next();
     const logged = qos === 0 ? [] : matched.filter(({ key }) => table.isLogged(key));
     for (const { key } of logged) log.append(key, seq, bytes, now);
-    if (qos === 2 && logged.length > 0) known.add(id, undefined);
-    else if (qos === 2) known.addTransient(id, undefined);
+    if (qos === 2 && logged.length > 0) known.add(id, undefined, seq);
+    else if (qos === 2) known.addTransient(id, undefined, seq);
     for (const session of targets) this.#guarded(session.id, () => this.#dispatchTo(session, seq, matched, forms, now));
+  }
+
+  /** A QoS 2 message that has come before: a session that came from another node since then gets it, for itself. */
+  #dispatchAgain(forms: PublishForms, matched: readonly Matched[], before: number, now: number): void {
+    const { table, known, sequence, sessions, store } = this.#broker;
+    const subscribers = matched.flatMap(({ key }) => [...table.subscribers(key)]);
+    for (const sessionId of new Set(subscribers.map((subscriber) => subscriber.sessionId))) {
+      const session = sessions.byId(sessionId);
+      if (!session || session.arrivedBehind < before) continue;
+      const delivery = this.#deliveryOf(session, forms.message, matched);
+      if (!delivery) continue;
+      if (!session.adopting) this.deliver(session, delivery, now, forms);
+      else if (delivery.qos > 0) store.putDelivery(sessionId, sequence.next(), delivery);
+    }
+    known.add(forms.message.id, undefined, sequence.next());
   }
 
   /** The sessions to touch, each once; the others find on disk all that they are to get. */
@@ -123,13 +140,13 @@ export class Dispatcher {
   }
 
   #dispatchToMember(forms: PublishForms, { key, ordinal }: Matched, now: number): void {
-    const { table, known, sessions } = this.#broker;
+    const { table, known, sequence, sessions } = this.#broker;
     const { id, qos } = forms.message;
     const sessionId = table.member(key, ordinal);
     const session = sessionId === undefined ? undefined : sessions.byId(sessionId);
     if (!session) return;
-    if (qos === 2 && session.durable) known.add(id, key);
-    else if (qos === 2) known.addTransient(id, key);
+    if (qos === 2 && session.durable) known.add(id, key, sequence.next());
+    else if (qos === 2) known.addTransient(id, key, sequence.next());
     const delivery = this.#deliveryOf(session, forms.message, [{ key, ordinal }]);
     if (!delivery) return;
     const owned: Delivery = { ...delivery, shared: key };

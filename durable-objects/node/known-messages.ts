@@ -1,19 +1,23 @@
 /**
- * The QoS 2 messages that the node has taken in, for some time: a batch whose answer was lost comes again, and so does what
- * a publisher was not answered before its own node crashed. What is known is not taken in a second time.
+ * The QoS 2 messages that the node has taken in, for some time, and under which number: a batch whose answer was lost comes
+ * again, and so does what a publisher was not answered before its own node crashed. A session that was here when a message
+ * came has it, and does not get it again; one that came from another node later may not have had it there.
  *
- *   known  (origin, block, bits, at): a bit for each message of a node's life, see message-id-set.ts
+ *   known  (origin, block, seqs, at): a number u48 for each message of a node's life, 0 for those that have not come
  *
  * It is on disk where a durable session has got the message; transient ones end with the memory that knows theirs.
  */
 import { limits } from "../../mqtt/limits.ts";
-import { blockBytes, hasBit, MessageIdSet, placeOf, setBit } from "../../mqtt/message-id-set.ts";
+import { MessageIdSet, placeOf } from "../../mqtt/message-id-set.ts";
 import type { Sql } from "../schema.ts";
+
+const blockLength = 128;
+const seqBytes = 6;
 
 interface Block {
   readonly origin: string;
   readonly block: number;
-  readonly bits: Uint8Array;
+  readonly seqs: DataView<ArrayBuffer>;
 }
 
 export class KnownMessages {
@@ -26,46 +30,51 @@ export class KnownMessages {
     this.#sql = sql;
   }
 
-  has(id: string, shared: string | undefined): boolean {
-    const { origin, block, bit } = placeOf(id, shared);
-    return hasBit(this.#block(origin, block).bits, bit);
+  /** The number that the message had when it came last; 0: it has not come. */
+  seqOf(id: string, shared: string | undefined): number {
+    const { origin, block, index } = placeOf(id, shared, blockLength);
+    return readSeq(this.#block(origin, block).seqs, index);
   }
 
   /** On disk with the next `flush`. */
-  add(id: string, shared: string | undefined): void {
-    this.#unwritten.add(this.#set(id, shared));
+  add(id: string, shared: string | undefined, seq: number): void {
+    this.#unwritten.add(this.#set(id, shared, seq));
   }
 
   /** In memory, for sessions that end with it. */
-  addTransient(id: string, shared: string | undefined): void {
-    this.#set(id, shared);
+  addTransient(id: string, shared: string | undefined, seq: number): void {
+    this.#set(id, shared, seq);
   }
 
-  #set(id: string, shared: string | undefined): Block {
-    const { origin, block, bit } = placeOf(id, shared);
+  #set(id: string, shared: string | undefined, seq: number): Block {
+    const { origin, block, index } = placeOf(id, shared, blockLength);
     const found = this.#block(origin, block);
-    setBit(found.bits, bit);
+    found.seqs.setUint16(index * seqBytes, Math.floor(seq / 2 ** 32));
+    found.seqs.setUint32(index * seqBytes + 2, seq >>> 0);
     return found;
   }
 
   flush(now: number): void {
-    for (const { origin, block, bits } of this.#unwritten)
-      this.#sql.exec("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", origin, block, bits, now);
+    for (const { origin, block, seqs } of this.#unwritten)
+      this.#sql.exec("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", origin, block, seqs.buffer, now);
     this.#unwritten.clear();
     if (now - this.#forgotAt < limits.knownMs) return;
     this.#forgotAt = now;
     this.#sql.exec("DELETE FROM known WHERE at < ?", now - limits.knownMs);
   }
 
-  /** The latest, for a node that takes a session over. */
-  latest(now: number): MessageIdSet {
+  /** The latest that came behind a number, for a node that takes a session over. */
+  latest(behind: number, now: number): MessageIdSet {
     this.flush(now);
     const set = new MessageIdSet();
-    for (const { origin, block, bits } of this.#sql.exec<{ origin: string; block: number; bits: ArrayBuffer }>(
-      "SELECT origin, block, bits FROM known ORDER BY at DESC LIMIT ?",
+    for (const { origin, block, seqs } of this.#sql.exec<{ origin: string; block: number; seqs: ArrayBuffer }>(
+      "SELECT origin, block, seqs FROM known ORDER BY at DESC LIMIT ?",
       limits.knownBlocksMovedMax,
-    ))
-      set.addBlock(origin, block, new Uint8Array(bits));
+    )) {
+      const view = new DataView(seqs);
+      for (let index = 0; index < blockLength; index++)
+        if (readSeq(view, index) > behind) set.addNumber(origin, block * blockLength + index);
+    }
     return set;
   }
 
@@ -74,9 +83,9 @@ export class KnownMessages {
     const loaded = this.#blocks.get(key);
     if (loaded) return loaded;
     const row = this.#sql
-      .exec<{ bits: ArrayBuffer }>("SELECT bits FROM known WHERE origin = ? AND block = ?", origin, number)
+      .exec<{ seqs: ArrayBuffer }>("SELECT seqs FROM known WHERE origin = ? AND block = ?", origin, number)
       .toArray()[0];
-    const block = { origin, block: number, bits: row ? new Uint8Array(row.bits) : new Uint8Array(blockBytes) };
+    const block = { origin, block: number, seqs: new DataView(row?.seqs ?? new ArrayBuffer(blockLength * seqBytes)) };
     this.#makeRoom();
     this.#blocks.set(key, block);
     return block;
@@ -90,4 +99,8 @@ export class KnownMessages {
       return;
     }
   }
+}
+
+function readSeq(seqs: DataView, index: number): number {
+  return seqs.getUint16(index * seqBytes) * 2 ** 32 + seqs.getUint32(index * seqBytes + 2);
 }

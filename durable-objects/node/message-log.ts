@@ -162,8 +162,8 @@ export class MessageLog {
     this.flush(now);
     const rows = this.#sql.exec<{ filter: string; at: number; entries: ArrayBuffer }>(
       `SELECT log.filter, log.at, log.entries
-         FROM subscription JOIN log ON log.filter = subscription.filter AND log.last > subscription.logged_since
-        WHERE subscription.session = ? AND log.last >= ?`,
+         FROM subscription JOIN log ON log.filter = subscription.filter AND log.last > subscription.since
+        WHERE subscription.session = ? AND subscription.logged = 1 AND log.last >= ?`,
       sessionId,
       from,
     );
@@ -190,10 +190,13 @@ export class MessageLog {
     return this.#unexamined.size > 0;
   }
 
-  /** A session does not read the stream any more. */
+  /** A session does not read the stream any more; the last one takes the stream with it, in the same transaction. */
   handleReaderLeft(filter: string): void {
-    if (this.#stream(filter).messages > 0) this.#unexamined.add(filter);
-    else this.#streams.delete(filter);
+    const [reader] = this.#readers.of(filter);
+    if (!reader) this.#gathered.delete(filter);
+    if (this.#stream(filter).messages === 0) this.#streams.delete(filter);
+    else if (reader) this.#unexamined.add(filter);
+    else this.#examine(filter);
   }
 
   /** A crash has left messages under filters that nobody subscribes by on disk. */

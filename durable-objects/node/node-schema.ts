@@ -58,6 +58,7 @@ CREATE TABLE connection (session INTEGER PRIMARY KEY, facts TEXT NOT NULL);
 INSERT INTO connection SELECT id, connection FROM session WHERE connected = 1 AND connection IS NOT NULL;
 
 ALTER TABLE session ADD COLUMN durable INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE session ADD COLUMN arrived_behind INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session ADD COLUMN known BLOB;
 UPDATE session SET durable = 1 WHERE expiry_interval > 0;
 
@@ -67,14 +68,14 @@ CREATE TABLE subscription (
   session INTEGER NOT NULL,
   options INTEGER NOT NULL,
   subscription_id INTEGER NOT NULL,
-  logged_since INTEGER,
+  since INTEGER NOT NULL,
+  logged INTEGER NOT NULL,
   PRIMARY KEY (filter, session)
 ) WITHOUT ROWID;
 CREATE INDEX subscription_session ON subscription (session);
 INSERT INTO subscription
-  SELECT filter, session, options, subscription_id,
-         CASE WHEN durable AND options & 3 AND filter NOT LIKE '$share/%' AND filter NOT LIKE '$queue/%'
-              THEN reserved.seq - 1 END
+  SELECT filter, session, options, subscription_id, reserved.seq - 1,
+         durable AND options & 3 > 0 AND filter NOT LIKE '$share/%' AND filter NOT LIKE '$queue/%'
     FROM subscription_before JOIN session ON session.id = session JOIN reserved;
 DROP TABLE subscription_before;
 
@@ -95,7 +96,7 @@ DROP TABLE known;
 CREATE TABLE known (
   origin TEXT NOT NULL,
   block INTEGER NOT NULL,
-  bits BLOB NOT NULL,
+  seqs BLOB NOT NULL,
   at INTEGER NOT NULL,
   PRIMARY KEY (origin, block)
 ) WITHOUT ROWID;

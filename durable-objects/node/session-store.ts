@@ -3,7 +3,7 @@
  *
  *   session       one row each: who, when it is due, its will
  *   connection    one row per open connection: a session that has one and no socket has lost it in a crash
- *   subscription  one row per session and filter; `logged_since`: the node's log has its messages from behind this number
+ *   subscription  one row per session and filter; messages from behind `since` are for it, in the node's log if `logged`
  *   adoption      one row per session that is on its way here from another node
  *   queue         one row per message that waits for one session alone: a share group's, a retained one, one that came
  *                 from another node, and what a transient session cannot hold in memory
@@ -45,6 +45,7 @@ type SessionRow = {
   epoch: number;
   username: string | null;
   durable: number;
+  arrived_behind: number;
   expiry_interval: number;
   expires_at: number;
   will_at: number;
@@ -100,6 +101,7 @@ export class SessionStore {
     session.username = row.username ?? undefined;
     session.connected = row.connected === 1;
     session.durable = row.durable === 1;
+    session.arrivedBehind = row.arrived_behind;
     session.expiryInterval = row.expiry_interval;
     session.expiresAt = row.expires_at;
     session.willAt = row.will_at;
@@ -137,9 +139,10 @@ export class SessionStore {
     session.rowDirty = false;
   }
 
-  putKnown({ id, known }: Session, now: number): void {
+  /** Where a session comes from, when it comes. */
+  putArrival({ id, arrivedBehind, known }: Session, now: number): void {
     const bytes = known ? writeKnown(this.#writer, known, now) : null;
-    this.#sql.exec("UPDATE session SET known = ? WHERE id = ?", bytes, id);
+    this.#sql.exec("UPDATE session SET arrived_behind = ?, known = ? WHERE id = ?", arrivedBehind, bytes, id);
   }
 
   putCheckpoints(sessions: readonly Session[]): void {
@@ -231,21 +234,20 @@ export class SessionStore {
 
   // ---- subscriptions ----------------------------------------------------------------------------------------------
 
-  /** @param loggedSince see `Subscriber`. */
   putSubscription(
-    sessionId: number,
     { filter, subscriptionId, ...options }: Subscription,
-    loggedSince: number | undefined,
+    { sessionId, since, isLogged }: Subscriber,
   ): void {
     const bits =
       options.qos | (options.noLocal ? 4 : 0) | (options.retainAsPublished ? 8 : 0) | (options.retainHandling << 4);
     this.#sql.exec(
-      "INSERT OR REPLACE INTO subscription VALUES (?, ?, ?, ?, ?)",
+      "INSERT OR REPLACE INTO subscription VALUES (?, ?, ?, ?, ?, ?)",
       filter,
       sessionId,
       bits,
       subscriptionId,
-      loggedSince ?? null,
+      since,
+      isLogged ? 1 : 0,
     );
   }
 
@@ -254,11 +256,11 @@ export class SessionStore {
   }
 
   *subscribers(filter: string): Generator<Subscriber> {
-    const rows = this.#sql.exec<{ session: number; logged_since: number | null }>(
-      "SELECT session, logged_since FROM subscription WHERE filter = ?",
+    const rows = this.#sql.exec<{ session: number; since: number; logged: number }>(
+      "SELECT session, since, logged FROM subscription WHERE filter = ?",
       filter,
     );
-    for (const { session, logged_since } of rows) yield { sessionId: session, loggedSince: logged_since ?? undefined };
+    for (const { session, since, logged } of rows) yield { sessionId: session, since, isLogged: logged === 1 };
   }
 
   *#subscriptionsOf(sessionId: number): Generator<Subscription> {
@@ -322,6 +324,16 @@ export class SessionStore {
   deleteDeliveriesBelow(sessionId: number, seq: number): void {
     const below = Math.min(seq, Number.MAX_SAFE_INTEGER);
     this.#sql.exec("DELETE FROM queue WHERE session = ? AND seq < ?", sessionId, below);
+  }
+
+  /** What waits for a session alone behind a number. */
+  deliveriesBehind(sessionId: number, seq: number): StoredDelivery[] {
+    const rows = this.#sql.exec<{ seq: number; delivery: ArrayBuffer }>(
+      "SELECT seq, delivery FROM queue WHERE session = ? AND seq > ?",
+      sessionId,
+      seq,
+    );
+    return [...rows].map((row) => ({ seq: row.seq, delivery: new Uint8Array(row.delivery) }));
   }
 
   *#queued(sessionId: number): Generator<StoredMessage> {

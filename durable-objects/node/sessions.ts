@@ -176,10 +176,10 @@ export class Sessions {
   /** The durable sessions that subscribe by a filter, as the log sees them. */
   *readersOf(filter: string): Generator<Reader> {
     const { table, store } = this.#broker;
-    for (const { sessionId, loggedSince } of table.subscribers(filter)) {
-      if (loggedSince === undefined) continue;
+    for (const { sessionId, since, isLogged } of table.subscribers(filter)) {
+      if (!isLogged) continue;
       const neededFrom = this.#loaded.get(sessionId)?.neededFrom ?? store.neededFrom(sessionId);
-      yield { sessionId, neededFrom: Math.max(neededFrom, loggedSince + 1) };
+      yield { sessionId, neededFrom: Math.max(neededFrom, since + 1) };
     }
   }
 

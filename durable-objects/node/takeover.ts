@@ -23,7 +23,7 @@ import { parseShared } from "../../mqtt/topic.ts";
 import { fenceRecord, rpcVersion, type MovedSession, type StoredDelivery } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { HolderLink } from "./holder-link.ts";
-import { writeDelivery } from "./session-store.ts";
+import { readDelivery, writeDelivery } from "./session-store.ts";
 
 /** One node's part in one takeover. */
 export class Takeover {
@@ -48,8 +48,8 @@ export class Takeover {
   }
 
   known(): Uint8Array {
-    const { known } = this.#given();
-    const all = this.#broker.known.latest(Date.now());
+    const { known, arrivedBehind } = this.#given();
+    const all = this.#broker.known.latest(arrivedBehind, Date.now());
     if (known) all.addAll(known);
     return written(all);
   }
@@ -148,6 +148,10 @@ export class Takeover {
     // All that came to both nodes has come here too when what was routed by now is here.
     await core.settled(name);
     session.known = known;
+    for (const { seq, delivery } of store.deliveriesBehind(session.id, firstSeq + limits.seqsPerMove - 1)) {
+      const { message, shared } = readDelivery(delivery);
+      if (known.has(message.id, shared)) store.deleteDeliveries(session.id, [{ seq, filter: undefined }]);
+    }
     session.restore(renumbered(checkpoint, seqs, firstSeq), []);
   }
 
@@ -157,19 +161,32 @@ export class Takeover {
     session.detach(now);
     for (const subscription of session.subscriptions.values()) {
       if (isShared(subscription)) this.#addToTable(session, subscription);
-      store.putSubscription(session.id, subscription, table.loggedSince(subscription.filter, session.id));
+      store.putSubscription(subscription, table.subscriber(subscription.filter, session.id)!);
     }
     store.put(session);
-    store.putKnown(session, now);
+    this.#keepArrivals(session, now);
+    store.putArrival(session, now);
     store.putCheckpoints([session]);
     if (session.expiresAt !== atNoTime) host.ringAt(session.expiresAt);
     // To be loaded anew, with all its messages.
     sessions.unload(session);
   }
 
+  /** What came by the log meanwhile, and was not given: from now on the node and the session know the same. */
+  #keepArrivals(session: Session, now: number): void {
+    const { dispatcher, log, sequence, store } = this.#broker;
+    const load = dispatcher.load(session, now);
+    for (const place of log.waiting(session.id, 0, now)) {
+      const delivery = load(place);
+      if (!delivery) continue;
+      store.putDelivery(session.id, place.seq, delivery);
+      session.known!.add(delivery.message.id, undefined);
+    }
+    session.arrivedBehind = sequence.last;
+  }
+
   #addToTable(session: Session, subscription: Subscription): void {
-    const loggedSince = this.#broker.loggedSince(session, subscription);
-    const subscriber = { sessionId: session.id, loggedSince };
+    const subscriber = this.#broker.subscriberOf(session, subscription);
     this.#broker.changeRoutes([this.#broker.table.add(subscription.filter, subscriber)]);
   }
 

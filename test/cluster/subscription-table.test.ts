@@ -3,6 +3,10 @@ import { SubscriptionTable, type RouteChange, type Subscriber } from "../../clus
 import { limits } from "../../mqtt/limits.ts";
 import { random } from "../support/random.ts";
 
+/** A subscription from a number on: one whose messages are logged, or one whose messages are not. */
+const logged = (sessionId: number, since: number): Subscriber => ({ sessionId, since, isLogged: true });
+const unlogged = (sessionId: number, since = 0): Subscriber => ({ sessionId, since, isLogged: false });
+
 /** A node's disk and its connections, as the table sees them. */
 class Node {
   readonly rows = new Map<string, Map<number, Subscriber>>();
@@ -33,8 +37,8 @@ class Node {
   }
 
   /** A subscription that is on disk at once. */
-  subscribe(key: string, sessionId: number, loggedSince?: number): RouteChange | undefined {
-    const subscriber = { sessionId, loggedSince };
+  subscribe(key: string, subscriber: Subscriber | number): RouteChange | undefined {
+    if (typeof subscriber === "number") return this.subscribe(key, unlogged(subscriber));
     const change = this.table.add(key, subscriber);
     this.put(key, subscriber);
     this.table.saved(key);
@@ -134,9 +138,18 @@ describe("routes", () => {
     const node = new Node();
     node.connected.add(1);
     for (const key of ["a", "$share/g/a"]) {
-      expect(node.subscribe(key, 1, 5)).toBeDefined();
-      expect(node.subscribe(key, 1, 9)).toBeUndefined();
-      expect([...node.table.subscribers(key)]).toEqual([{ sessionId: 1, loggedSince: 9 }]);
+      for (const [first, second] of [
+        [logged(1, 5), logged(1, 9)],
+        [unlogged(1, 5), unlogged(1, 9)],
+        [logged(1, 9), unlogged(1, 9)],
+        [unlogged(1, 5), logged(1, 9)],
+      ] as const) {
+        expect(node.subscribe(key, first)).toBeDefined();
+        expect(node.subscribe(key, second)).toBeUndefined();
+        expect([...node.table.subscribers(key)]).toEqual([second]);
+        expect(node.table.subscriber(key, 1)).toEqual(second);
+        node.unsubscribe(key, 1);
+      }
     }
   });
 });
@@ -158,21 +171,23 @@ describe("who gets a message", () => {
     const node = new Node();
     node.subscribe("t", 1);
     expect(node.table.isLogged("t")).toBe(false);
-    node.subscribe("t", 2, 40);
-    node.subscribe("t", 3, 0);
+    node.subscribe("t", logged(2, 40));
+    node.subscribe("t", logged(3, 0));
     expect(node.table.isLogged("t")).toBe(true);
-    expect([1, 2, 3, 4].map((id) => node.table.loggedSince("t", id))).toEqual([undefined, 40, 0, undefined]);
+    const found = [1, 2, 3, 4].map((id) => node.table.subscriber("t", id));
+    expect(found).toEqual([unlogged(1), logged(2, 40), logged(3, 0), undefined]);
     node.unsubscribe("t", 2);
     expect(node.table.isLogged("t")).toBe(true);
     node.table = node.woken();
     expect(node.table.isLogged("t")).toBe(true);
-    node.subscribe("t", 3); // at QoS 0 now
+    node.subscribe("t", unlogged(3, 45)); // at QoS 0 now
+    expect(node.table.subscriber("t", 3)).toEqual(unlogged(3, 45));
     expect(node.table.isLogged("t")).toBe(false);
-    node.subscribe("t", 3, 50);
-    node.subscribe("t", 3, 60);
+    node.subscribe("t", logged(3, 50));
+    node.subscribe("t", logged(3, 60));
     node.unsubscribe("t", 3);
     expect(node.table.isLogged("t")).toBe(false);
-    expect([node.table.isLogged("gone"), node.table.loggedSince("gone", 1)]).toEqual([false, undefined]);
+    expect([node.table.isLogged("gone"), node.table.subscriber("gone", 1)]).toEqual([false, undefined]);
   });
 });
 
@@ -212,7 +227,7 @@ describe("share groups", () => {
 describe("a cache of the disk", () => {
   test("a filter is read when it is asked for, once, and the others are not", () => {
     const node = new Node();
-    for (const key of ["a", "b", "$share/g/a"]) node.subscribe(key, 1, 0);
+    for (const key of ["a", "b", "$share/g/a"]) node.subscribe(key, logged(1, 0));
     node.table = node.woken();
     node.loads.length = 0;
     expect(node.subscribers("a")).toEqual([1]);
@@ -228,21 +243,22 @@ describe("a cache of the disk", () => {
     const node = new Node();
     node.subscribe("a", 1);
     node.table = node.woken();
-    expect(node.table.add("a", { sessionId: 2, loggedSince: 7 })).toBeUndefined();
-    expect(node.table.add("b", { sessionId: 2, loggedSince: 7 })).toEqual(added("b"));
+    expect(node.table.add("a", logged(2, 7))).toBeUndefined();
+    expect(node.table.add("b", logged(2, 7))).toEqual(added("b"));
     expect([node.subscribers("a"), node.subscribers("b")]).toEqual([[1, 2], [2]]);
-    expect(node.table.loggedSince("b", 2)).toBe(7);
+    expect(node.table.subscriber("a", 1)).toEqual(unlogged(1));
+    for (const key of ["a", "b"]) expect(node.table.subscriber(key, 2)).toEqual(logged(2, 7));
   });
 
   test("one that was removed before it was on disk is gone, whether it is given up or not", () => {
     const node = new Node();
-    node.table.add("a", { sessionId: 1, loggedSince: undefined });
+    node.table.add("a", unlogged(1));
     expect(node.table.remove("a", 1)).toEqual({ kind: "remove", key: "a" });
     expect([node.table.has("a"), node.table.isLogged("a"), node.subscribers("a")]).toEqual([false, false, []]);
     node.table.saved("a");
     node.table.saved("a");
     expect(node.table.has("a")).toBe(false);
-    expect(node.table.add("a", { sessionId: 2, loggedSince: undefined })).toEqual(added("a"));
+    expect(node.table.add("a", unlogged(2))).toEqual(added("a"));
   });
 
   describe(`[G6] no more than ${limits.filtersLoadedMax} filters are held`, () => {
@@ -255,12 +271,12 @@ describe("a cache of the disk", () => {
 
     test("those loaded first go, and are read again when they are asked for", () => {
       const node = new Node();
-      for (let count = 0; count < max; count++) node.subscribe(`f${count}`, 1, count);
+      for (let count = 0; count < max; count++) node.subscribe(`f${count}`, logged(1, count));
       expect(loadedSince(node, ["f0", "f1", "f2"])).toEqual([]);
       node.subscribe("g0", 1);
       node.subscribe("g1", 1);
       expect(loadedSince(node, ["g0", "g1", "f2", `f${max - 1}`])).toEqual([]);
-      expect(node.table.loggedSince("f1", 1)).toBe(1);
+      expect(node.table.subscriber("f1", 1)).toEqual(logged(1, 1));
       expect(node.loads).toEqual(["f1"]);
       expect(node.unsubscribe("f0", 1)).toEqual({ kind: "remove", key: "f0" });
       expect(node.subscribe("f0", 1)).toEqual(added("f0"));
@@ -268,19 +284,20 @@ describe("a cache of the disk", () => {
 
     test("[G1] those that are not on disk yet stay until they are", () => {
       const node = new Node();
-      const unsaved = { sessionId: 1, loggedSince: 3 };
+      const unsaved = logged(1, 3);
       node.table.add("unsaved", unsaved);
       node.subscribe("twice", 1);
-      node.table.add("twice", { sessionId: 1, loggedSince: 8 });
-      node.table.add("twice", { sessionId: 1, loggedSince: 9 });
+      node.table.add("twice", logged(1, 8));
+      node.table.add("twice", logged(1, 9));
       node.table.saved("twice"); // one of the two
       for (let count = 0; count < max + 10; count++) node.subscribe(`f${count}`, 1);
-      expect([node.table.loggedSince("unsaved", 1), node.table.loggedSince("twice", 1)]).toEqual([3, 9]);
+      expect(node.table.subscriber("unsaved", 1)).toEqual(unsaved);
+      expect(node.table.subscriber("twice", 1)).toEqual(logged(1, 9));
       node.put("unsaved", unsaved);
       node.table.saved("unsaved");
       node.subscribe("one more", 1);
       expect(loadedSince(node, ["unsaved"])).toEqual(["unsaved"]);
-      expect(node.table.loggedSince("twice", 1)).toBe(9);
+      expect(node.table.subscriber("twice", 1)).toEqual(logged(1, 9));
       expect(loadedSince(node, ["twice"])).toEqual([]);
     });
   });
@@ -297,7 +314,9 @@ interface Seen {
 /** Of subscribers and members no order is promised, and none is left out. */
 function show(key: string, { route, routeOf, subscribers, isLogged, members }: Seen): string {
   const told = routeOf.kind === "add" ? routeOf.members : "none";
-  const all = subscribers.map(({ sessionId, loggedSince }) => `${sessionId} since ${loggedSince}`).sort();
+  const all = subscribers
+    .map(({ sessionId, since, isLogged: own }) => `${sessionId} ${own ? "logged" : "unlogged"} since ${since}`)
+    .sort();
   return `${key}: ${route} ${told} [${all.join(" ")}] ${isLogged} [${[...new Set(members.map(String))].sort().join(" ")}]`;
 }
 
@@ -329,7 +348,7 @@ describe("seeded, against lists", () => {
         const key = keys[pick(keys.length)]!;
         const dice = next();
         if (dice < 0.4) {
-          const each = { key, subscriber: { sessionId: id, loggedSince: pick(2) === 0 ? pick(100) : undefined } };
+          const each = { key, subscriber: { sessionId: id, since: pick(100), isLogged: pick(2) === 0 } };
           note([node.table.add(key, each.subscriber)]);
           unsaved.push(each);
           const at = list.findIndex((one) => one.key === key && one.subscriber.sessionId === id);
@@ -375,7 +394,7 @@ describe("seeded, against lists", () => {
             route,
             routeOf: route === undefined ? { kind: "remove", key: asked } : added(asked, route),
             subscribers,
-            isLogged: subscribers.some((each) => each.loggedSince !== undefined),
+            isLogged: subscribers.some((each) => each.isLogged),
             members: there.length > 0 ? there : ids,
           });
         });

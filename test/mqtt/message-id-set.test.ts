@@ -1,18 +1,13 @@
 import { describe, expect, test } from "vitest";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
-import {
-  blockBytes,
-  hasBit,
-  lifeChars,
-  messageIdOf,
-  MessageIdSet,
-  placeOf,
-  setBit,
-} from "../../mqtt/message-id-set.ts";
+import { lifeChars, messageIdOf, MessageIdSet, placeOf } from "../../mqtt/message-id-set.ts";
 import { random } from "../support/random.ts";
 
 const life = "4f1c09d2a6b3";
 const other = "0123456789ab";
+
+/** Ids that share a block of the set, as bits. */
+const blockIds = 1024;
 
 function setOf(...ids: readonly (readonly [id: string, shared: string | undefined])[]): MessageIdSet {
   const set = new MessageIdSet();
@@ -27,45 +22,54 @@ function written(set: MessageIdSet): Uint8Array {
 }
 
 describe("the place of an id", () => {
-  const blockBits = blockBytes * 8;
-
-  test("a message's id is its node's life and its number there, and says both again", () => {
+  test.each([1, 128, blockIds])("in blocks of %i: an id is its node's life and its number there", (blockLength) => {
     expect(life).toHaveLength(lifeChars);
-    for (const number of [0, 1, 35, 36, 71, blockBits - 1, blockBits, 10 ** 12])
-      expect(placeOf(messageIdOf(life, number), undefined)).toEqual({
+    for (const number of [0, 1, 35, 36, 71, blockLength - 1, blockLength, 2 * blockLength, 10 ** 12])
+      expect(placeOf(messageIdOf(life, number), undefined, blockLength)).toEqual({
         origin: life,
-        block: Math.floor(number / blockBits),
-        bit: number % blockBits,
+        block: Math.floor(number / blockLength),
+        index: number % blockLength,
       });
   });
 
   test("[MQTT-4.8.2-4] what came by a share group is told from the message itself, and from another group's", () => {
     const id = messageIdOf(life, 7);
-    const origins = [undefined, "$share/g/t", "$share/h/t", "$queue/t"].map((shared) => placeOf(id, shared).origin);
+    const origins = [undefined, "$share/g/t", "$share/h/t", "$queue/t"].map(
+      (shared) => placeOf(id, shared, blockIds).origin,
+    );
     expect(new Set(origins).size).toBe(4);
   });
 
   test.each([life, `${life} `, "", "short", `${life}!`])('"%s" is no id of a message', (id) => {
-    expect(() => placeOf(id, undefined)).toThrow("no message id");
-  });
-
-  test("the bits of a block are each its own", () => {
-    for (const bit of [0, 1, 7, 8, 9, blockBits - 1]) {
-      const block = new Uint8Array(blockBytes);
-      setBit(block, bit);
-      setBit(block, bit);
-      const set = Array.from({ length: blockBits }, (_, at) => at).filter((at) => hasBit(block, at));
-      expect(set).toEqual([bit]);
-    }
+    expect(() => placeOf(id, undefined, blockIds)).toThrow("no message id");
   });
 });
 
 describe("the set", () => {
+  test.each([0, 1, 7, 8, 9, 127, 128, blockIds - 1, blockIds])("each id is a bit of its own: number %i", (number) => {
+    const set = setOf([messageIdOf(life, number), undefined], [messageIdOf(life, number), undefined]);
+    const all = Array.from({ length: 3 * blockIds }, (_, index) => index);
+    expect(all.filter((each) => set.has(messageIdOf(life, each), undefined))).toEqual([number]);
+  });
+
+  test("a number of a life, or of a life and share group, is the id of it", () => {
+    for (const number of [0, 1, 35, 36, 71, blockIds - 1, blockIds, 10 ** 12])
+      for (const shared of [undefined, "$share/g/t"]) {
+        const set = new MessageIdSet();
+        set.addNumber(life + (shared ?? ""), number);
+        expect(set.has(messageIdOf(life, number), shared)).toBe(true);
+        for (const next of [number - 1, number + 1, number + blockIds].filter((each) => each >= 0))
+          expect(set.has(messageIdOf(life, next), shared)).toBe(false);
+        expect(set.has(messageIdOf(life, number), shared === undefined ? "$share/g/t" : undefined)).toBe(false);
+        expect(set.has(messageIdOf(other, number), shared)).toBe(false);
+        expect(written(set)).toEqual(written(setOf([messageIdOf(life, number), shared])));
+      }
+  });
+
   test("has what was added, by the way that it came, and nothing next to it", () => {
     const set = setOf([messageIdOf(life, 71), undefined], [messageIdOf(life, 5), "$share/g/t"]);
     expect(set.has(messageIdOf(life, 71), undefined)).toBe(true);
-    for (const number of [70, 72, 71 + blockBytes * 8])
-      expect(set.has(messageIdOf(life, number), undefined)).toBe(false);
+    for (const number of [70, 72, 71 + blockIds]) expect(set.has(messageIdOf(life, number), undefined)).toBe(false);
     expect(set.has(messageIdOf(other, 71), undefined)).toBe(false);
     expect(set.has(messageIdOf(life, 71), "$share/g/t")).toBe(false);
     expect(set.has(messageIdOf(life, 5), "$share/g/t")).toBe(true);
@@ -86,7 +90,7 @@ describe("the set", () => {
   test("[G6] a thousand ids of one life are a block or two on the wire", () => {
     const set = new MessageIdSet();
     for (let number = 500; number < 1500; number++) set.add(messageIdOf(life, number), undefined);
-    expect(written(set).length).toBeLessThan(3 * blockBytes);
+    expect(written(set).length).toBeLessThan((3 * blockIds) / 8);
     expect(written(new MessageIdSet()).length).toBe(0);
   });
 
@@ -114,7 +118,9 @@ describe("the set", () => {
         const into = next() < 0.8 ? set : new MessageIdSet();
         for (let count = pick(5); count >= 0; count--) {
           const [id, shared] = [idOf(), ways[pick(ways.length)]];
-          into.add(id, shared);
+          const number = Number.parseInt(id.slice(lifeChars), 36);
+          if (pick(2) === 0) into.add(id, shared);
+          else into.addNumber(id.slice(0, lifeChars) + (shared ?? ""), number);
           expected.add(`${id} ${shared}`);
         }
         if (into !== set) set.addAll(into);

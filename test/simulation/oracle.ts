@@ -185,7 +185,7 @@ function checkGroups(world: World, ledger: Ledger): void {
 // ---- what objects hold ------------------------------------------------------------------------------------------------
 
 /** Tables whose rows may outlive all sessions. */
-const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema_version", "counter", "reserved"]);
+const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema_version", "counter", "reserved", "known"]);
 
 /** Routes of the core are those of the nodes' subscriptions. The names of tables are here and nowhere else. */
 export function checkRoutes(world: World, nodes: readonly SimulatedObject[], core: SimulatedObject): void {
