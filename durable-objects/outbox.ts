@@ -6,16 +6,18 @@
  * new is sent until all calls under way have settled; then the failed batches go again, first to last, on a new stub:
  * a stub that threw stays dead. QoS 0 is not sent twice: it is dropped and counted.
  *
- * A destination that says that it is overloaded is there: what somebody waits for is held for as long as it takes, and
- * with it its acknowledgement; QoS 0 is shed until the next try. One that fails a batch `attemptsMax` times otherwise is
- * unreachable: the batch is given up, or, where there is a place to park, everything that waits leaves the outbox at once.
+ * What somebody waits for is held for as long as it takes, and with it its acknowledgement: to give one record up and
+ * send those behind it would turn the order round when its client sends it again. Where there is a place to park, a
+ * destination that fails a batch `attemptsMax` times is unreachable, and everything that waits leaves the outbox at once.
+ * One that says that it is overloaded is there, and asks for less: its failures do not count, and QoS 0 is shed until the
+ * next try.
  *
- * Bounds (G6): bytes waiting, bytes and number of batches, attempts.
+ * Bounds (G6): bytes waiting, bytes and number of batches.
  */
 import { limits, retryDelayMs } from "../mqtt/limits.ts";
 import { joinRecords } from "./rpc.ts";
 
-/** What happened to a record: the answer's reason code, or `undefined` when it was given up. */
+/** What happened to a record: the answer's reason code, or `undefined` when the destination is unreachable. */
 export type Settled = (reasonCode: number | undefined) => void;
 
 /** A record that somebody waits for, and that is kept when the destination is unreachable. */
@@ -85,7 +87,7 @@ export class Outbox {
     else this.#add({ bytes, settled: undefined, whenUnreachable: "drop" });
   }
 
-  /** Given up when the destination is unreachable. */
+  /** Settled with undefined when the destination is unreachable: only where there is a place to park. */
   add(bytes: Uint8Array, settled: Settled): void {
     this.#add({ bytes, settled, whenUnreachable: "giveUp" });
   }
@@ -95,7 +97,7 @@ export class Outbox {
     this.#add({ bytes, settled, whenUnreachable: "park" });
   }
 
-  /** Resolves when the record is answered, rejects when it was given up. */
+  /** Resolves when the record is answered, rejects when the destination is unreachable. */
   addAndWait(bytes: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
       this.add(bytes, (reasonCode) => {
@@ -184,10 +186,9 @@ export class Outbox {
     const kept = batch.items.filter((item) => item.settled !== undefined);
     if (kept.length < batch.items.length)
       this.#countDropped(overloaded ? "overloaded" : "unreachable", batch.items.length - kept.length);
-    if (batch.failures >= limits.attemptsMax && !this.#park) {
-      console.error(`a batch of ${batch.items.length} was given up after ${batch.failures} failures: ${String(error)}`);
-      for (const item of kept) settle(item, undefined);
-    } else if (kept.length > 0) this.#failed.push({ ...batch, items: kept, bytes: bytesOf(kept) });
+    if (kept.length > 0) this.#failed.push({ ...batch, items: kept, bytes: bytesOf(kept) });
+    if (batch.failures % limits.attemptsMax === 0 && !overloaded)
+      console.error(`a batch of ${batch.items.length} has failed ${batch.failures} times: ${String(error)}`);
     this.#retryWhenSettled();
   }
 
@@ -200,11 +201,11 @@ export class Outbox {
   }
 
   /** The destination is unreachable. */
-  #leave(failed: readonly Batch[]): void {
+  #leave(failed: readonly Batch[], park: Park): void {
     const items = [...failed.flatMap((batch) => batch.items), ...this.#waiting];
     this.#waiting = [];
     this.#waitingBytes = 0;
-    this.#park?.(items.filter(isParkable));
+    park(items.filter(isParkable));
     const dropped = items.filter((item) => item.whenUnreachable === "drop");
     if (dropped.length > 0) this.#countDropped("unreachable", dropped.length);
     for (const item of items) if (item.whenUnreachable === "giveUp") settle(item, undefined);
@@ -214,7 +215,8 @@ export class Outbox {
     if (!this.#pausedBy || this.#underWay > 0) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
-    if (failed.some((batch) => batch.failures >= limits.attemptsMax)) return this.#leave(failed);
+    const isUnreachable = failed.some((batch) => batch.failures >= limits.attemptsMax);
+    if (this.#park && isUnreachable) return this.#leave(failed, this.#park);
     this.#pauses++;
     setTimeout(
       () => {

@@ -66,7 +66,7 @@ export const limits = {
   knownBlocksLoadedMax: 1_024,
   /** Sessions on one node, connected or not; beyond it a new one is refused with 0x97. */
   sessionsPerNodeMax: 100_000,
-  /** Attempts of one call or batch before it is given up: its messages are counted and, at QoS 1 and 2, parked or refused. */
+  /** Attempts before a call is given up, and before a node counts as unreachable: what waits for it is parked. */
   attemptsMax: 7,
   /** When a node looks whether the messages of its own have been sent. */
   ownMessagesRetryMs: 10_000,

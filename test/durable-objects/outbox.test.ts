@@ -248,44 +248,30 @@ describe("failure", () => {
     expect(to.words).toEqual(["1 a", "2 B"]);
   });
 
-  test("[G6] the pause doubles up to its bound, and a batch is given up after so many attempts", async () => {
+  test("[G1] [G2] the pause doubles up to its bound; what somebody waits for is held, in order", async () => {
     to.add("A");
     to.add("b");
     await turn();
+    to.add("C");
+    await turn();
     const pauses: number[] = [];
-    for (let attempt = 1; attempt < limits.attemptsMax; attempt++) {
-      await to.calls.at(-1)!.fail();
+    for (let attempt = 1; attempt <= limits.attemptsMax * 2; attempt++) {
+      for (const call of to.calls.slice(-2)) await call.fail();
       const before = Date.now();
       const { length } = to.calls;
       while (to.calls.length === length) await vi.advanceTimersByTimeAsync(1);
       pauses.push(Date.now() - before);
     }
-    const first = limits.retryFirstMs;
-    expect(pauses).toEqual([1, 2, 4, 8, 16, 32].map((times) => Math.min(limits.retryLastMs, first * times)));
-    await to.calls.at(-1)!.fail();
-    expect(to.settled).toEqual(["A undefined"]);
+    const expected = [1, 2, 4, 8, 16, 32].map((times) => Math.min(limits.retryLastMs, limits.retryFirstMs * times));
+    expect(pauses.slice(0, 6)).toEqual(expected);
+    expect(pauses.at(-1)).toBe(limits.retryLastMs);
     expect(to.dropped).toBe(1);
-    await vi.advanceTimersByTimeAsync(limits.retryLastMs * 2);
-    expect(to.calls).toHaveLength(limits.attemptsMax);
-  });
-
-  test("a batch that is given up does not hold up what is behind it", async () => {
-    to.add("A");
+    to.add("D");
     await turn();
-    for (let attempt = 1; attempt < limits.attemptsMax; attempt++) {
-      await to.calls.at(-1)!.fail();
-      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
-    }
-    to.add("B");
-    await turn();
-    to.news();
-    await to.calls.at(-2)!.fail();
-    expect(to.settled).toEqual(["A undefined"]);
-    await to.calls.at(-1)!.fail();
-    await vi.advanceTimersByTimeAsync(limits.retryLastMs);
-    expect(to.news().map((word) => word.at(-1))).toEqual(["B"]);
-    await to.calls.at(-1)!.answer();
-    expect(to.settled).toEqual(["A undefined", "B 0"]);
+    expect(to.settled).toEqual([]);
+    expect(to.news().slice(-3)).toEqual(["15 A", "15 C", "15 D"]);
+    for (const call of to.calls.slice(-3)) await call.answer();
+    expect(to.settled).toEqual(["A 0", "C 0", "D 0"]);
   });
 
   test("[G2] a call that throws at once is a failure as any other", async () => {
@@ -390,19 +376,6 @@ describe("overload", () => {
     expect(asked.length).toBeLessThan(10);
   });
 
-  test("attempts that met an overload do not count; those that failed otherwise do", async () => {
-    to.add("A");
-    await turn();
-    for (let failures = 0; failures < limits.attemptsMax; failures++) {
-      await to.calls.at(-1)!.refuse();
-      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
-      expect(to.settled).toEqual([]);
-      await to.calls.at(-1)!.fail();
-      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
-    }
-    expect(to.settled).toEqual(["A undefined"]);
-  });
-
   test("[G6] bytes that are held count: it is full as ever", async () => {
     to.add("A");
     await turn();
@@ -427,14 +400,6 @@ describe("a destination that is unreachable, and a place to park", () => {
     const record = new Uint8Array(bytes);
     record[0] = letter.charCodeAt(0);
     to.outbox.addParkable({ bytes: record, settled: (reasonCode) => to.settled.push(`${letter} ${reasonCode}`) });
-  }
-
-  /** All calls fail until none is made any more. */
-  async function cut(): Promise<void> {
-    for (let next = 0; next < to.calls.length; next++) {
-      await to.calls[next]!.fail();
-      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
-    }
   }
 
   beforeEach(() => {
@@ -485,7 +450,7 @@ describe("a destination that is unreachable, and a place to park", () => {
     expect(to.settled).toEqual(["B 16", "A 0"]);
   });
 
-  test("an overload is not a reason to park", async () => {
+  test("an overload is not a reason to park, nor does it count towards one", async () => {
     addParkable("A");
     await turn();
     for (let attempt = 1; attempt <= limits.attemptsMax * 2; attempt++) {
@@ -493,7 +458,13 @@ describe("a destination that is unreachable, and a place to park", () => {
       await vi.advanceTimersByTimeAsync(limits.retryLastMs);
     }
     expect(parked).toEqual([]);
-    await cut();
+    for (let failures = 0; failures < limits.attemptsMax; failures++) {
+      await to.calls.at(-1)!.refuse();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+      expect(parked).toEqual([]);
+      await to.calls.at(-1)!.fail();
+      await vi.advanceTimersByTimeAsync(limits.retryLastMs);
+    }
     expect(parked).toEqual(["A"]);
   });
 });

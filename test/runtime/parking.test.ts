@@ -1,6 +1,7 @@
 // A node that the core cannot reach: what was acknowledged waits on the core's disk, and arrives.
 
 import { describe, expect, test, vi } from "vitest";
+import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
 import { ParkedStore } from "../../durable-objects/coordinator/parked-store.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { converse, coreName, crash, durable, newNode, publish, publishAndWait, subscribe } from "./conversation.ts";
@@ -178,5 +179,28 @@ test("[G1] an overloaded node holds acknowledgements, for as long as it is", asy
   heal(node);
   await publisher.expect("puback", { messageId: 1, reasonCode: 0 });
   await client.expectMessage("1");
+  await client.expectNothing();
+});
+
+test("[G1] [G2] a core that cannot be reached holds acknowledgements, in order", async () => {
+  const topic = "parking/core";
+  const { client, publisher } = await meet(topic);
+  const prototype = Coordinator.prototype as unknown as Record<"route", (...args: unknown[]) => Promise<unknown>>;
+  const { route } = prototype;
+  let calls = 0;
+  let isUp = false;
+  vi.spyOn(prototype, "route").mockImplementation(function (this: unknown, ...args) {
+    calls++;
+    return isUp ? route.apply(this, args) : Promise.reject(new Error("cut"));
+  });
+  publisher.send(publish(topic, "1", 1, { messageId: 1 }));
+  await vi.waitUntil(() => calls > limits.attemptsMax, { timeout: 10_000 });
+  publisher.send(publish(topic, "2", 1, { messageId: 2 }));
+  await publisher.expectNothing();
+  isUp = true;
+  await publisher.expect("puback", { messageId: 1, reasonCode: 0 });
+  await publisher.expect("puback", { messageId: 2, reasonCode: 0 });
+  await client.expectMessage("1");
+  await client.expectMessage("2");
   await client.expectNothing();
 });
