@@ -8,7 +8,10 @@ import type { Packet } from "mqtt-packet";
 import { WebSocket } from "ws";
 
 import type { Publisher, Sent } from "./publisher.ts";
-import { lasting, patienceMs, pick, pinged, type Span, type World } from "./world.ts";
+import { lasting, pick, pinged, type Span, type World } from "./world.ts";
+
+/** An older connection is closed before a newer one is let in; soon the broker is killed, and all connections with it. */
+const closingMs = 800;
 
 export interface SubscriberOptions {
   readonly version: 4 | 5;
@@ -185,7 +188,7 @@ export class Subscriber {
     const isClosed = new Promise<boolean>((resolve) => socket.once("close", () => resolve(true)));
     if (socket.readyState === WebSocket.CLOSED) return;
     socket.resume();
-    const isOver = await Promise.race([isClosed, sleep(patienceMs, false, { ref: false })]);
+    const isOver = await Promise.race([isClosed, sleep(closingMs, false, { ref: false })]);
     if (!isOver) this.#world.violate(`two: ${this.name} is still connected by connection ${connection} to ${node}`);
     client.end(true);
     socket.terminate();
