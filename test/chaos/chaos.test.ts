@@ -16,6 +16,7 @@
 //   group       acknowledged, and not there at any member of a share group
 //   unasked     sent and acknowledged after UNSUBACK and before the next SUBSCRIBE, and there
 //   twice       at QoS 2 from end to end
+//   unheard     published after a SUBACK, and told to have no subscriber, or not there
 //   order       a first arrival behind a later message's
 //   session     not present at a reconnect
 //   two         an older connection that was not closed when a newer one had the session
@@ -42,6 +43,7 @@ import {
 } from "./checks.ts";
 import { Mortal, type MortalOptions } from "./mortal.ts";
 import { Passer } from "./passer.ts";
+import { Prober } from "./prober.ts";
 import { Publisher, type PublisherOptions } from "./publisher.ts";
 import { Subscriber, type SubscriberOptions } from "./subscriber.ts";
 import { calm } from "./weather.ts";
@@ -174,7 +176,14 @@ test(
     // ---- bad weather ----
     const weathered = Promise.all([change(world), disturb(world)]);
     const published = Promise.all(publishers.map((publisher) => publisher.run()));
-    const others = [...subscribers, ...mortals, new Passer(world), new Passer(world)];
+    const others = [
+      ...subscribers,
+      ...mortals,
+      new Passer(world),
+      new Passer(world),
+      new Prober(world, 0),
+      new Prober(world, 1),
+    ];
     const cameAndWent = Promise.all(others.map((other) => other.run()));
     for (let count = 1; count <= restarts; count++) {
       if (count % restartsPerOutage === 0) await outage(world, draw);

@@ -67,6 +67,7 @@ export class Subscriber {
   readonly #latest = new Map<string, number>();
   #connections = 0;
   #link: Link | undefined;
+  #hasEnded = false;
 
   constructor(world: World, index: number, options: SubscriberOptions) {
     const { version, qos, area, nodes, group } = options;
@@ -116,7 +117,7 @@ export class Subscriber {
     return spans.some(({ from, to }) => from < (attempts[0]?.at ?? 0) && acknowledgedAt < to);
   }
 
-  /** Comes and goes until the world stops; then it is connected and subscribed. */
+  /** Comes and goes until the world stops; then it is connected and subscribed, and stays so. */
   async run(): Promise<void> {
     const world = this.#world;
     const isAwayOnce = this.options.awayMs === Infinity;
@@ -132,15 +133,31 @@ export class Subscriber {
       await this.#leave(link);
       if (isAwayOnce) await world.whenStopping;
     }
-    // Until it has been told so.
+    await this.#settle();
+    void this.#stay();
+  }
+
+  /** Connected and, if it may not be, subscribed. */
+  async #settle(): Promise<void> {
+    const isInDoubt = this.options.changes ?? this.options.resubscribes ?? false;
     for (;;) {
       if (!this.#link?.client.connected) this.#link = await this.#connect();
-      if (!this.options.changes && !this.options.resubscribes) return;
+      if (!isInDoubt) return;
       try {
         return await this.#subscribe(this.#link);
       } catch (error) {
-        world.trace(`${this.name} ${String(error)}`);
+        this.#world.trace(`${this.name} ${String(error)}`);
       }
+    }
+  }
+
+  /** A node that dies may leave its end of a connection open: only the keep alive tells then. */
+  async #stay(): Promise<void> {
+    while (!this.#hasEnded) {
+      await this.#link?.closed;
+      if (this.#hasEnded) return;
+      this.#world.trace(`${this.name} has lost its connection`);
+      this.#link = await this.#connect();
     }
   }
 
@@ -293,6 +310,7 @@ export class Subscriber {
   }
 
   end(): void {
+    this.#hasEnded = true;
     this.#link?.client.end(true);
   }
 }
