@@ -34,6 +34,7 @@ import { expect, test } from "vitest";
 
 import {
   checkRetained,
+  findDisorder,
   findLost,
   findLostToGroup,
   findMissingWills,
@@ -226,6 +227,7 @@ test(
       for (const line of lines) world.violate(`${kind}: ${line}`);
     };
     violate("lost", findLost(publishers, subscribers));
+    violate("order", findDisorder(publishers, subscribers));
     violate("group", findLostToGroup(publishers, subscribers));
     violate("unasked", findUnasked(publishers, subscribers));
     violate("twice", findTwice(publishers, subscribers));

@@ -42,6 +42,28 @@ export function findTwice(publishers: readonly Publisher[], subscribers: readonl
     });
 }
 
+/** A first arrival behind a later message's, of those that were owed. A group's messages may go from one to another. [G2] */
+export function findDisorder(publishers: readonly Publisher[], subscribers: readonly Subscriber[]): string[] {
+  const listeners = subscribers.filter(({ options }) => options.group === undefined);
+  return listeners.flatMap((subscriber) =>
+    publishers
+      .filter((publisher) => subscriber.hears(publisher))
+      .flatMap((publisher) => {
+        let latest = -1;
+        return publisher.sent
+          .filter((sent) => Subscriber.during(subscriber.subscribed, sent))
+          .flatMap((sent) => {
+            const [arrival] = subscriber.arrivalsOf(publisher.name, sent.number);
+            if (!arrival) return [];
+            if (arrival.order < latest)
+              return [`${describe(publisher, sent)} at ${subscriber.name}: ${where(arrival)}, behind a later one`];
+            latest = arrival.order;
+            return [];
+          });
+      }),
+  );
+}
+
 /** Acknowledged, and at no member of the share group. [G1] */
 export function findLostToGroup(publishers: readonly Publisher[], subscribers: readonly Subscriber[]): string[] {
   const members = subscribers.filter(({ options }) => options.group !== undefined);
