@@ -12,6 +12,9 @@ import { calm, type Cut, type Forecast } from "./weather.ts";
 /** Without any progress for this long, whoever still waits is stuck. */
 export const patienceMs = 20_000;
 
+/** How long after an outage something may still be tried again. */
+const aftermathMs = 10_000;
+
 /** On the first ones there is always something to do, on the others rarely: they sleep. */
 export const busyNodes: readonly string[] = range(4).map(slot);
 export const quietNodes: readonly string[] = [slot(4), slot(5)];
@@ -48,7 +51,8 @@ export class World {
   readonly #trace: string[];
   readonly #startedAt: number;
   readonly #stopped = Promise.withResolvers<void>();
-  /** When some did not reach the core. */
+  readonly #outages: Span[] = [];
+  /** Those in which some did not reach the core. */
   readonly #coreOutages: Span[] = [];
   #lastProgress = Date.now();
   #up = Promise.resolve();
@@ -187,6 +191,7 @@ export class World {
   /** Some do not reach some. */
   async outage(cuts: readonly Cut[], ms: number): Promise<void> {
     const outage: Span = { from: this.now, to: Infinity };
+    this.#outages.push(outage);
     if (cuts.some(({ to = coreName }) => to === coreName)) this.#coreOutages.push(outage);
     await this.#announce({ ...this.#forecast, cuts });
     await sleep(ms);
@@ -200,9 +205,14 @@ export class World {
     await this.#ask("weather", forecast);
   }
 
-  /** Whether the core was out of reach, or has just been: for a node that is, its messages wait. */
-  mayRefuse({ from, to }: Span): boolean {
-    return this.#coreOutages.some((outage) => from <= outage.to + 10_000 && to >= outage.from);
+  /** Whether something was out of reach, or has just been. */
+  isOutage(span: Span): boolean {
+    return this.#outages.some((outage) => touches(outage, span));
+  }
+
+  /** Whether the core was, so that publishes may be refused: for a node that is, they wait. */
+  mayRefuse(span: Span): boolean {
+    return this.#coreOutages.some((outage) => touches(outage, span));
   }
 
   /** One object is gone, with its sockets. */
@@ -227,6 +237,10 @@ export class World {
   told(what: string): number {
     return this.broker.output().split(`chaos: ${what}`).length - 1;
   }
+}
+
+function touches(outage: Span, { from, to }: Span): boolean {
+  return from <= outage.to + aftermathMs && to >= outage.from;
 }
 
 export function pick<T>(items: readonly T[], draw: number): T {
