@@ -68,5 +68,11 @@ export async function parkedFor(node: string): Promise<number> {
 }
 
 export async function untilDrained(node: string): Promise<void> {
-  await vi.waitUntil(async () => (await parkedFor(node)) === 0, { timeout: 20_000, interval: 20 });
+  // The core may crash under the question.
+  const isDrained = (): Promise<boolean> =>
+    parkedFor(node).then(
+      (parked) => parked === 0,
+      () => false,
+    );
+  await vi.waitUntil(isDrained, { timeout: 20_000, interval: 20 });
 }
