@@ -126,7 +126,14 @@ export type NodeRecord =
   | { readonly kind: "removeRoute"; readonly key: string }
   /** The claimer has the session: no other node holds any of it. */
   | { readonly kind: "opened"; readonly clientId: string; readonly epoch: number }
-  | { readonly kind: "release"; readonly clientId: string; readonly epoch: number };
+  | { readonly kind: "release"; readonly clientId: string; readonly epoch: number }
+  | Unreadable;
+
+/** A record that cannot be read: it is answered with an error, the others of its batch are not concerned. */
+interface Unreadable {
+  readonly kind: "unreadable";
+  readonly error: unknown;
+}
 
 export function fenceRecord(): Uint8Array {
   return record(kinds.fence, new Uint8Array());
@@ -158,35 +165,43 @@ export function releaseRecord(clientId: string, epoch: number): Uint8Array {
 }
 
 export function* readNodeRecords(batch: Uint8Array): Generator<NodeRecord> {
-  for (const { kind, body } of readRecords(batch)) {
-    const reader = new ByteReader(body);
-    switch (kind) {
-      case kinds.fence:
-        yield { kind: "fence" };
-        break;
-      case kinds.publish: {
-        const delaySeconds = reader.u32();
-        const only = reader.string();
-        const bytes = body.subarray(reader.offset);
-        yield { kind: "publish", delaySeconds, only, bytes, message: readMessage(reader) };
-        break;
-      }
-      case kinds.addRoute:
-        yield { kind: "addRoute", key: reader.string(), members: reader.u32() };
-        break;
-      case kinds.removeRoute:
-        yield { kind: "removeRoute", key: reader.string() };
-        break;
-      case kinds.opened:
-        yield { kind: "opened", clientId: reader.string(), epoch: reader.u48() };
-        break;
-      case kinds.release:
-        yield { kind: "release", clientId: reader.string(), epoch: reader.u48() };
-        break;
-      default:
-        throw new Error(`a batch holds a record of unknown kind ${kind}`);
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readNodeRecord(kind, body));
+}
+
+function readNodeRecord(kind: number, body: Uint8Array): NodeRecord {
+  const reader = new ByteReader(body);
+  switch (kind) {
+    case kinds.fence:
+      return { kind: "fence" };
+    case kinds.publish: {
+      const delaySeconds = reader.u32();
+      const only = reader.string();
+      const bytes = body.subarray(reader.offset);
+      return { kind: "publish", delaySeconds, only, bytes, message: readMessage(reader) };
     }
+    case kinds.addRoute:
+      return { kind: "addRoute", key: reader.string(), members: reader.u32() };
+    case kinds.removeRoute:
+      return { kind: "removeRoute", key: reader.string() };
+    case kinds.opened:
+      return { kind: "opened", clientId: reader.string(), epoch: reader.u48() };
+    case kinds.release:
+      return { kind: "release", clientId: reader.string(), epoch: reader.u48() };
+    default:
+      throw unknownKind(kind);
   }
+}
+
+function orUnreadable<T>(read: () => T): T | Unreadable {
+  try {
+    return read();
+  } catch (error) {
+    return { kind: "unreadable", error };
+  }
+}
+
+function unknownKind(kind: number): Error {
+  return new Error(`a batch holds a record of unknown kind ${kind}`);
 }
 
 // ---- core -> node -----------------------------------------------------------------------------------------------------
@@ -212,8 +227,7 @@ export type Forwarded =
   | ({ readonly kind: "forward" } & Forward)
   /** The claim with this epoch went on without the node: what it has of the client id from before ends. */
   | { readonly kind: "ended"; readonly clientId: string; readonly epoch: number }
-  /** A record that cannot be read: it is answered with an error, the others of its batch are not concerned. */
-  | { readonly kind: "unreadable"; readonly error: unknown };
+  | Unreadable;
 
 const forwardKinds = { fence: 0, forward: 1, ended: 2 } as const;
 
@@ -234,15 +248,7 @@ export function endedRecord(clientId: string, epoch: number): Uint8Array {
 }
 
 export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
-  for (const { kind, body } of readRecords(batch)) {
-    let forwarded: Forwarded;
-    try {
-      forwarded = readOneForwarded(kind, body);
-    } catch (error) {
-      forwarded = { kind: "unreadable", error };
-    }
-    yield forwarded;
-  }
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readOneForwarded(kind, body));
 }
 
 function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
@@ -256,7 +262,7 @@ function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
       return { kind: "ended", clientId: reader.string(), epoch: reader.u48() };
     }
     default:
-      throw new Error(`a batch holds a record of unknown kind ${kind}`);
+      throw unknownKind(kind);
   }
 }
 

@@ -98,7 +98,7 @@ export class Core {
         this.#handle(node, record, answer, index);
       } catch (error) {
         console.error(`a record of ${node} failed: ${String(error)}`);
-        answer.codes[index] = ReasonCode.UnspecifiedError;
+        answer.codes[index] = ReasonCode.ImplementationSpecificError;
       }
     }
     return answer.whenComplete();
@@ -123,6 +123,8 @@ export class Core {
         return this.registry.release(record.clientId, record.epoch);
       case "publish":
         return this.#publish(node, record, answer, index);
+      case "unreadable":
+        throw record.error;
     }
   }
 

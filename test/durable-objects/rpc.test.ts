@@ -89,10 +89,15 @@ describe("from node to core", () => {
     }
   });
 
-  test("a record of an unknown kind is an error, not passed over", () => {
-    const batch = batchOf(fenceRecord());
-    batch[1] = 99;
-    expect(() => [...readNodeRecords(batch)]).toThrow("unknown kind 99");
+  test("[G1] a record that cannot be read does not keep back the others of its batch", () => {
+    const unknown = fenceRecord();
+    unknown[0] = 99;
+    const cut = publishRecord(writer, { message, delaySeconds: 0, only: "" }).slice(0, 20);
+    new DataView(cut.buffer).setUint32(1, 15);
+    const kinds = [...readNodeRecords(batchOf(cut, removeRouteRecord("a"), unknown, fenceRecord()))].map(
+      ({ kind }) => kind,
+    );
+    expect(kinds).toEqual(["unreadable", "removeRoute", "unreadable", "fence"]);
   });
 
   test("a batch that is cut within a record is an error", () => {
