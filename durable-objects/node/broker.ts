@@ -113,7 +113,7 @@ export class Broker {
       beforeSend: () => this.sessions.saveUrgent(),
       countDropped: (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
     });
-    this.own = new OwnMessages(sql, { outbox: this.core.outbox, ringAt: host.ringAt });
+    this.own = new OwnMessages(sql, { core: this.core, ringAt: host.ringAt });
     this.sessions = new Sessions(this);
     this.claims = new Claims(this);
     this.dispatcher = new Dispatcher(this);
@@ -283,9 +283,9 @@ export class Broker {
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
     if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
     connection.unansweredBytes += record.length;
-    this.core.outbox.add(record, (reasonCode) => {
+    this.core.add(record, (reasonCode) => {
       connection.unansweredBytes -= record.length;
-      this.#handleRouted(session, connection, receipt, (reasonCode ?? ReasonCode.UnspecifiedError) as ReasonCode);
+      this.#handleRouted(session, connection, receipt, reasonCode);
     });
   }
 
@@ -332,28 +332,27 @@ export class Broker {
       const change = this.table.add(filter, this.subscriberOf(session, subscription));
       if (change) changes.push(change);
     }
-    const failed = new Set<string>();
+    const refused = new Set<string>();
     for (const change of changes)
-      this.#changeRoute(change, (reasonCode) => {
-        if (reasonCode === undefined) failed.add(change.key);
+      this.core.add(routeRecord(change), (reasonCode) => {
+        if (reasonCode >= 0x80) refused.add(change.key);
       });
     session.subscribing++;
-    this.core.outbox.add(fenceRecord(), (reasonCode) => {
+    this.core.add(fenceRecord(), () => {
       session.subscribing--;
-      const isKnown = ({ filter }: Subscription) => reasonCode !== undefined && !failed.has(filter);
-      if (this.sessions.has(session)) this.#handleSubscribed(connection, session, packetId, codes, wanted, isKnown);
+      if (this.sessions.has(session)) this.#handleSubscribed(connection, session, packetId, codes, wanted, refused);
       for (const { subscription } of wanted) this.table.saved(subscription.filter);
     });
   }
 
-  /** @param isKnown whether the core knows the route of a subscription */
+  /** @param refused filters whose routes the core does not have */
   #handleSubscribed(
     connection: Connection,
     session: Session,
     packetId: number,
     codes: number[],
     wanted: readonly Wanted[],
-    isKnown: (subscription: Subscription) => boolean,
+    refused: ReadonlySet<string>,
   ): void {
     // The client has left meanwhile: the session is to be saved and let go.
     if (!session.connected) session.changed();
@@ -363,7 +362,7 @@ export class Broker {
       if (current && this.retained.wants(subscription, isNew)) session.readRetained(filter);
       // Another SUBSCRIBE has replaced it meanwhile.
       if (current !== subscription) continue;
-      if (isKnown(subscription)) this.store.putSubscription(subscription, this.table.subscriber(filter, session.id)!);
+      if (!refused.has(filter)) this.store.putSubscription(subscription, this.table.subscriber(filter, session.id)!);
       else {
         codes[index] = ReasonCode.UnspecifiedError;
         this.removeSubscription(session, filter);
@@ -402,16 +401,7 @@ export class Broker {
   }
 
   changeRoutes(changes: readonly (RouteChange | undefined)[]): void {
-    for (const change of changes) if (change) this.#changeRoute(change, () => {});
-  }
-
-  #changeRoute(change: RouteChange, settled: (reasonCode: number | undefined) => void): void {
-    const record = change.kind === "add" ? addRouteRecord(change.key, change.members) : removeRouteRecord(change.key);
-    this.core.outbox.add(record, (reasonCode) => {
-      settled(reasonCode);
-      // A route is state: until the core has heard it, it is told again, as it is then.
-      if (reasonCode === undefined) this.#changeRoute(this.table.routeOf(change.key), () => {});
-    });
+    for (const change of changes) if (change) this.core.add(routeRecord(change), () => {});
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
@@ -449,4 +439,8 @@ export class Broker {
       metrics: this.metrics.all(),
     };
   }
+}
+
+function routeRecord(change: RouteChange): Uint8Array {
+  return change.kind === "add" ? addRouteRecord(change.key, change.members) : removeRouteRecord(change.key);
 }

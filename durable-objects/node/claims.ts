@@ -128,7 +128,7 @@ export class Claims {
     broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
     this.#sessions.save([session]);
     broker.store.putConnection(session.id, { facts, aliases: [] });
-    if (holders.length > 0 && isAllHere) broker.core.outbox.add(openedRecord(clientId, epoch), () => {});
+    if (holders.length > 0 && isAllHere) broker.core.add(openedRecord(clientId, epoch), () => {});
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
     connection.process(Date.now());

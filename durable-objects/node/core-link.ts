@@ -4,6 +4,7 @@
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
+import type { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
 import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
 import { Unreachable } from "./holder-link.ts";
@@ -31,6 +32,11 @@ export class CoreLink {
       };
     };
     this.outbox = new Outbox(connect, countDropped);
+  }
+
+  /** Held until the core answers, however long that takes: the code is the core's. */
+  add(record: Uint8Array, answered: (reasonCode: ReasonCode) => void): void {
+    this.outbox.add(record, (reasonCode) => answered(reasonCode as ReasonCode));
   }
 
   claim(clientId: string): Promise<Claim> {

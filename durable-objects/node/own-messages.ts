@@ -8,12 +8,13 @@
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
+import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Sql } from "../schema.ts";
-import type { Outbox } from "../outbox.ts";
 import { publishRecord } from "../rpc.ts";
+import type { CoreLink } from "./core-link.ts";
 
 export interface OwnMessagesHost {
-  readonly outbox: Outbox;
+  readonly core: CoreLink;
   /** Makes sure that the alarm rings at this time or before: what wakes the node makes it send. */
   readonly ringAt: (at: number) => void;
 }
@@ -34,7 +35,7 @@ export class OwnMessages {
   /** @param only "" or the `$share/group/filter` that alone is to get it. */
   publish(message: Message, only: string, delaySeconds: number, now: number): void {
     const record = publishRecord(this.#writer, { message, delaySeconds, only });
-    if (message.qos === 0) return this.#host.outbox.addUnacknowledged(record);
+    if (message.qos === 0) return this.#host.core.outbox.addUnacknowledged(record);
     this.#nextId ??= this.#sql.exec<{ id: number }>("SELECT coalesce(max(id), 0) + 1 AS id FROM own").one().id;
     const id = this.#nextId++;
     this.#sql.exec("INSERT INTO own VALUES (?, ?)", id, record);
@@ -47,17 +48,17 @@ export class OwnMessages {
     this.#retry = undefined;
     const rows = this.#sql.exec<{ id: number; record: ArrayBuffer }>("SELECT id, record FROM own ORDER BY id");
     for (const { id, record } of rows) {
-      if (this.#underWay.size >= limits.pageMessagesMax || this.#host.outbox.full) return this.#retryLater();
+      if (this.#underWay.size >= limits.pageMessagesMax || this.#host.core.outbox.full) return this.#retryLater();
       if (!this.#underWay.has(id)) this.#send(id, new Uint8Array(record));
     }
   }
 
   #send(id: number, record: Uint8Array): void {
-    if (this.#host.outbox.full) return this.#retryLater();
+    if (this.#host.core.outbox.full) return this.#retryLater();
     this.#underWay.add(id);
-    this.#host.outbox.add(record, (reasonCode) => {
+    this.#host.core.add(record, (reasonCode) => {
       this.#underWay.delete(id);
-      if (reasonCode === undefined) this.#retryLater();
+      if (reasonCode === ReasonCode.UnspecifiedError) this.#retryLater();
       else this.#sql.exec("DELETE FROM own WHERE id = ?", id);
     });
   }

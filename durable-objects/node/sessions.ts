@@ -139,7 +139,7 @@ export class Sessions {
   /** The session is over: its subscriptions, its messages, its claim. */
   end(session: Session): void {
     this.discard(session);
-    this.#release(session.clientId, session.epoch);
+    this.#broker.core.add(releaseRecord(session.clientId, session.epoch), () => {});
   }
 
   /** ... but for its claim. */
@@ -151,12 +151,6 @@ export class Sessions {
     this.forget(session);
     for (const delivery of left) broker.passOn(delivery);
     broker.metrics.add("session.terminated");
-  }
-
-  #release(clientId: string, epoch: number): void {
-    this.#broker.core.outbox.add(releaseRecord(clientId, epoch), (reasonCode) => {
-      if (reasonCode === undefined) this.#release(clientId, epoch);
-    });
   }
 
   forget(session: Session): void {
