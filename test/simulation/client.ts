@@ -5,8 +5,15 @@
  *
  * What it has seen goes to the ledger.
  */
-import { generate, parser, type IConnackPacket, type IPublishPacket, type Packet } from "mqtt-packet";
-import type { Interest, Ledger, Publication, SessionRecord } from "./oracle.ts";
+import {
+  generate,
+  parser,
+  type IConnackPacket,
+  type IConnectPacket,
+  type IPublishPacket,
+  type Packet,
+} from "mqtt-packet";
+import type { ConnectionRecord, Interest, Ledger, Publication, SessionRecord } from "./oracle.ts";
 import type { SimulatedObject } from "./object.ts";
 import { Wire, type ClientEnd } from "./socket.ts";
 import type { Scheduled } from "./timeline.ts";
@@ -32,6 +39,8 @@ export interface ClientPlan {
   readonly will: WillPlan | undefined;
   /** The chance for a connection to begin a new session. */
   readonly restarts: number;
+  /** It goes without a word, and does not come back. */
+  readonly vanishes: boolean;
 }
 
 export interface Filter {
@@ -48,8 +57,11 @@ export interface PublishPlan {
   readonly pauseMs: number;
   readonly windowMax: number;
   readonly retain: boolean;
+  /** 0 = never. */
+  readonly expirySeconds: number;
 }
 
+/** A will at QoS 1; a new one for each connection. */
 export interface WillPlan {
   readonly topic: string;
   readonly delaySeconds: number;
@@ -60,7 +72,8 @@ interface Outgoing {
   state: "publish" | "pubrel";
 }
 
-type Leaving = "disconnect" | "close" | "cut" | "move";
+/** How a connection ends, as its client sees it. `move`: it is left open, and another one is opened. */
+export type Leaving = "disconnect" | "close" | "cut" | "move" | "lost";
 const waysToLeave: readonly Leaving[] = ["disconnect", "close", "cut", "move"];
 
 const patienceMs = 30_000;
@@ -77,13 +90,15 @@ export class Client {
   #next: Scheduled | undefined;
   #publishing: Scheduled | undefined;
   #isRestless = true;
-  /** It leaves for good. */
+  /** It connects once more, to end its session. */
   #isEnding = false;
+  /** It has vanished. */
+  #isGone = false;
 
   /** The session as the client knows it. */
   session: SessionRecord;
-  /** A CONNACK has confirmed a session that outlives the connection. */
-  #isSessionKnown = false;
+  /** The last connection that a CONNACK has confirmed, and with it the session. */
+  #latest: ConnectionRecord | undefined;
   #hasAskedForSession = false;
   #wantsRestart: boolean;
   readonly #outgoing = new Map<number, Outgoing>();
@@ -102,7 +117,7 @@ export class Client {
     this.#dice = world.dice();
     this.#wantsRestart = plan.expirySeconds === 0;
     this.#wanted = new Map(plan.filters.map((filter) => [filter.filter, filter]));
-    this.session = ledger.addSession(plan.name, plan.expirySeconds > 0);
+    this.session = ledger.addSession(plan.name, plan.expirySeconds);
     this.#plan(this.#dice.between(0, 50), () => this.#connect());
   }
 
@@ -112,6 +127,7 @@ export class Client {
 
   /** It stays connected from now on, and finishes what it has begun. */
   settle(): void {
+    if (this.plan.vanishes) return this.#vanish();
     this.#isRestless = false;
     for (const filter of this.#wanted.values())
       if (!this.plan.filters.includes(filter)) this.#unsubscribe(filter.filter);
@@ -120,8 +136,17 @@ export class Client {
     this.#pump();
   }
 
-  /** It ends its session. */
+  #vanish(): void {
+    this.#isGone = true;
+    for (const interest of this.#interests.values()) interest.until ??= this.#world.now;
+    this.#leave("cut", 0);
+    this.#forget();
+  }
+
+  /** It ends its session, unless that ends by itself. */
   end(): void {
+    if (this.#isGone && !this.session.lasts) return;
+    this.#isGone = false;
     this.#isEnding = true;
     this.#wantsRestart = true;
     this.#leave("cut", 0);
@@ -129,6 +154,7 @@ export class Client {
 
   /** What it still waits for. */
   get owed(): string | undefined {
+    if (this.#isGone) return undefined;
     if (this.#isEnding) return this.#attempt ? "the end of its session" : undefined;
     if (!this.#attempt?.isConnected) return "a connection";
     if (this.#outgoing.size > 0) return `acknowledgements of ${[...this.#outgoing.keys()].join(", ")}`;
@@ -152,7 +178,7 @@ export class Client {
 
   #connect(): void {
     const node = this.#dice.pick(this.plan.nodes);
-    this.#attempt = new Attempt(this, node);
+    this.#attempt = new Attempt(this, node, (wire) => this.#ledger.addConnection(this.name, wire));
     const patience = this.#isRestless && this.#dice.chance(0.1) ? this.#dice.between(0, 60) : patienceMs;
     this.#plan(patience, () => {
       this.log("loses patience");
@@ -168,8 +194,9 @@ export class Client {
     if (attempt) {
       this.log(`leaves: ${way}`);
       // What it asked for may come true late, and would end the session that it begins next.
-      if (attempt.startsClean && !attempt.isConnected) awayMs = doubtMs;
-      if (attempt.isConnected) this.session.connections.at(-1)!.left = way;
+      if (attempt.record.startsClean && !attempt.isConnected && this.plan.expirySeconds > 0) awayMs = doubtMs;
+      attempt.record.left = way;
+      attempt.record.leftAt = this.#world.now;
       attempt.leave(way, this.#dice.between(0, 5000));
     }
     this.#plan(awayMs, () => this.#connect());
@@ -179,43 +206,44 @@ export class Client {
   handleClosed(attempt: Attempt, isClean: boolean): void {
     if (attempt !== this.#attempt) return;
     this.log(isClean ? "is closed" : "has lost the connection");
-    this.#leave("cut", this.#dice.between(20, 500));
+    if (this.plan.vanishes && this.#world.hasStormed) return this.#vanish();
+    this.#leave("lost", this.#dice.between(20, 500));
   }
 
   handleOpen(attempt: Attempt): void {
     if (attempt !== this.#attempt) return;
-    const { name, version, expirySeconds, receiveMaximum, keepAlive, will } = this.plan;
+    const { name, version, expirySeconds, receiveMaximum, keepAlive } = this.plan;
     this.#wantsRestart ||= expirySeconds === 0 || this.#dice.chance(this.plan.restarts);
-    attempt.startsClean = this.#wantsRestart;
-    const expiry = this.#isEnding ? 0 : expirySeconds;
-    attempt.connectedAt = this.#world.now;
+    const { record } = attempt;
+    record.askedAt = this.#world.now;
+    record.startsClean = this.#wantsRestart;
+    const sessionExpiryInterval = this.#isEnding ? 0 : expirySeconds;
     attempt.send({
       cmd: "connect",
       protocolId: "MQTT",
       protocolVersion: version,
       clientId: name,
-      clean: attempt.startsClean,
+      clean: record.startsClean,
       keepalive: this.#isEnding ? 0 : keepAlive,
-      ...(version === 5 ? { properties: { sessionExpiryInterval: expiry, receiveMaximum } } : {}),
-      ...(will && !this.#isEnding ? { will: this.#will(will) } : {}),
+      ...(version === 5 ? { properties: { sessionExpiryInterval, receiveMaximum } } : {}),
+      ...this.#will(record),
     });
-    if (!attempt.startsClean) this.#hasAskedForSession = true;
+    if (!record.startsClean) this.#hasAskedForSession = true;
   }
 
-  #will({ topic, delaySeconds }: WillPlan) {
-    const { name, version } = this.plan;
-    const payload = `${name}-will#${this.session.connections.length}`;
-    return {
-      topic,
-      payload: Buffer.from(payload),
-      qos: 1 as const,
-      ...(version === 5 ? { properties: { willDelayInterval: delaySeconds } } : {}),
-    };
+  #will(record: ConnectionRecord): Partial<IConnectPacket> {
+    const { will, version, expirySeconds } = this.plan;
+    if (!will || this.#isEnding) return {};
+    // It does not outlast its session. [MQTT-3.1.3-9]
+    record.will = { ...will, delaySeconds: version === 5 ? Math.min(will.delaySeconds, expirySeconds) : 0 };
+    const properties = version === 5 ? { properties: { willDelayInterval: will.delaySeconds } } : {};
+    return { will: { topic: will.topic, payload: record.name, qos: 1, ...properties } };
   }
 
   // ---- what comes -------------------------------------------------------------------------------------------------
 
   handlePacket(attempt: Attempt, packet: Packet): void {
+    if (packet.cmd === "disconnect") attempt.isSentAway = true;
     if (attempt !== this.#attempt) return;
     if (this.#world.trace) this.log(`<- ${describePacket(packet)}`);
     if (packet.cmd === "connack") return this.#handleConnack(attempt, packet);
@@ -273,18 +301,14 @@ export class Client {
       attempt.leave("disconnect", 0);
       return;
     }
-    this.#checkSessionPresent(attempt, sessionPresent);
+    this.#checkSessionPresent(attempt.record, sessionPresent);
     attempt.isConnected = true;
+    attempt.record.at = this.#world.now;
     this.#asking.clear();
-    if (!sessionPresent) this.#beginSession();
-    this.session.connections.push({
-      at: this.#world.now,
-      askedAt: attempt.connectedAt,
-      wire: attempt.wire,
-      left: undefined,
-    });
+    // One that may have expired may be another one by now, of a CONNECT whose CONNACK was lost.
+    if (!sessionPresent || this.#mayHaveExpired) this.#beginSession();
+    this.#latest = attempt.record;
     this.#wantsRestart = this.plan.expirySeconds === 0;
-    this.#isSessionKnown = !this.#wantsRestart;
     attempt.windowMax = properties?.receiveMaximum ?? 65_535;
     this.#sendAgain(attempt, sessionPresent);
     this.#subscribe([...this.#wanted.values()].filter(({ filter }) => !this.#interests.has(filter)));
@@ -311,17 +335,25 @@ export class Client {
     });
   }
 
-  #checkSessionPresent({ startsClean, wire }: Attempt, isPresent: boolean): void {
+  #checkSessionPresent({ startsClean, wire }: ConnectionRecord, isPresent: boolean): void {
     if (startsClean && isPresent) this.#world.violate(`session: present for ${this.name}, which started clean`);
     if (startsClean) return;
     if (isPresent && !this.#hasAskedForSession) this.#world.violate(`session: present for ${this.name}, a new client`);
-    if (!isPresent && this.#isSessionKnown)
+    if (!isPresent && !this.#mayHaveExpired)
       this.#world.violate(`session: not present for ${this.name} on ${wire.nodeName}`);
+  }
+
+  /** The server learns of a connection's end when it is there or later, and counts from then. */
+  get #mayHaveExpired(): boolean {
+    if (!this.#latest) return true;
+    const { leftAt = Infinity, wire } = this.#latest;
+    const endedAt = Math.min(leftAt, wire.overAtServerAt ?? Infinity);
+    return this.#world.now >= endedAt + this.plan.expirySeconds * 1000;
   }
 
   #beginSession(): void {
     this.#incoming.clear();
-    if (this.#isSessionKnown) this.session = this.#ledger.addSession(this.name, this.plan.expirySeconds > 0);
+    if (this.#latest) this.session = this.#ledger.addSession(this.name, this.plan.expirySeconds);
     for (const interest of this.#interests.values()) interest.until = this.#world.now;
     this.#interests.clear();
     this.#unsubscribing.clear();
@@ -416,24 +448,39 @@ export class Client {
     });
   }
 
-  #publish({ topics, isInTurn, qos, retain }: PublishPlan): Packet {
+  #publish({ topics, isInTurn, qos, retain, expirySeconds }: PublishPlan): Packet {
     let packetId = 1;
     while (this.#outgoing.has(packetId)) packetId++;
     const topic = isInTurn ? topics[this.#published % topics.length]! : this.#dice.pick(topics);
-    const publication = this.#ledger.addPublication(this.name, topic, qos, this.#published++, retain);
+    const number = this.#published++;
+    const publication = this.#ledger.addPublication({
+      publisher: this.name,
+      topic,
+      qos,
+      number,
+      retain,
+      expirySeconds,
+    });
     this.#outgoing.set(packetId, { publication, state: "publish" });
-    return publishPacket(packetId, publication, false);
+    return this.#packet(packetId, publication, false);
   }
 
   /** In the order in which it was sent first. [MQTT-4.6.0-1] */
   #sendAgain(attempt: Attempt, isPresent: boolean): void {
     const packets: Packet[] = [];
     for (const [packetId, { publication, state }] of this.#outgoing) {
-      if (state === "publish") packets.push(publishPacket(packetId, publication, isPresent));
+      if (state === "publish") packets.push(this.#packet(packetId, publication, isPresent));
       else if (isPresent) packets.push({ cmd: "pubrel", messageId: packetId });
       else this.#outgoing.delete(packetId);
     }
     attempt.send(...packets);
+  }
+
+  #packet(messageId: number, publication: Publication, dup: boolean): Packet {
+    const { name, topic, qos, retain, expirySeconds } = publication;
+    const expires = this.plan.version === 5 && expirySeconds > 0;
+    const properties = expires ? { properties: { messageExpiryInterval: expirySeconds } } : {};
+    return { cmd: "publish", topic, payload: name, qos, retain, dup, messageId, ...properties };
   }
 
   #handleAcknowledged(packet: Packet, qos: 1 | 2, failed: boolean): void {
@@ -469,20 +516,22 @@ export class Client {
 /** One connection of a client; its client may have turned to another one long ago. */
 class Attempt implements ClientEnd {
   readonly wire: Wire;
+  readonly record: ConnectionRecord;
   isConnected = false;
-  startsClean = false;
-  connectedAt = 0;
+  /** The server has said DISCONNECT. */
+  isSentAway = false;
   windowMax = 0;
   readonly #client: Client;
   readonly #parser: ReturnType<typeof parser>;
 
-  constructor(client: Client, node: SimulatedObject) {
+  constructor(client: Client, node: SimulatedObject, open: (wire: Wire) => ConnectionRecord) {
     this.#client = client;
     client.log(`connects to ${node.name}`);
     this.#parser = parser({ protocolVersion: client.plan.version });
     this.#parser.on("packet", (packet: Packet) => client.handlePacket(this, packet));
     this.#parser.on("error", (error: Error) => client.world.violate(`${client.name} cannot parse: ${error.message}`));
     this.wire = new Wire(node, this, client.name);
+    this.record = open(this.wire);
   }
 
   send(...packets: Packet[]): void {
@@ -497,7 +546,7 @@ class Attempt implements ClientEnd {
 
   /** @param ghostMs how long a connection that was left open stays so. */
   leave(way: Leaving, ghostMs: number): void {
-    if (way === "cut") return this.wire.cut();
+    if (way === "cut" || way === "lost") return this.wire.cut();
     if (way === "close") return this.wire.close();
     if (way === "disconnect") this.send({ cmd: "disconnect" });
     // The server closes after DISCONNECT, and the older one of two connections; if it does not, the network does.
@@ -513,12 +562,11 @@ class Attempt implements ClientEnd {
   }
 
   handleClose(isClean: boolean): void {
+    // Before 5.0 a client is not told that another connection has taken its place.
+    const isSaid = this.#client.plan.version === 5 && !this.isSentAway;
+    this.record.isOrderly = isClean && isSaid && this.record.left === "disconnect";
     this.#client.handleClosed(this, isClean);
   }
-}
-
-function publishPacket(messageId: number, { name, topic, qos, retain }: Publication, dup: boolean): Packet {
-  return { cmd: "publish", topic, payload: name, qos, retain, dup, messageId };
 }
 
 function describePacket(packet: Packet): string {

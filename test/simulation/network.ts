@@ -48,6 +48,7 @@ export class Network {
 
   /** What the runtime hands to the constructor as `env`. */
   envOf(life: Life): Env {
+    for (const stub of this.#stubs) if (stub.from.name === life.name) this.#drop(stub);
     const namespace = { getByName: (name: string) => this.#stubOf(life, name) };
     return { ...this.variables, NODE: namespace, COORDINATOR: namespace } as unknown as Env;
   }
@@ -167,17 +168,25 @@ export class Network {
     stub.underWay.clear();
   }
 
-  /** What was under way to it fails, now or at the next call; what was under way from it may arrive still, or not. */
+  /**
+   * What was under way to it fails, now or at the next call. What was under way from it may arrive still, until its next
+   * life begins, or not.
+   */
   handleCrash(life: Life): void {
     for (const stub of this.#stubs) {
-      if (!stub.from.isAlive) {
-        this.#stubs.delete(stub);
-        if (this.#world.faultChance(0.5)) for (const call of stub.underWay) call.isOver = true;
+      if (stub.from === life) {
+        if (this.#world.faultChance(0.5)) this.#drop(stub);
       } else if (stub.to === life.name && !stub.broken) {
         const isUsed = [...stub.underWay].some((call) => call.executing === life);
         if (isUsed || this.#world.faultChance(0.5)) this.#break(stub, errorOf("unreachable"), "has crashed");
       }
     }
+  }
+
+  /** Its caller is gone: what has not arrived does not. */
+  #drop(stub: Stub): void {
+    this.#stubs.delete(stub);
+    for (const call of stub.underWay) call.isOver = true;
   }
 
   #describe({ stub, method, args }: Call): string {

@@ -4,6 +4,8 @@
  *   lost        acknowledged, and not there at a session that was subscribed when it was published and ever since   G1
  *   twice       at QoS 2 from end to end                                                                            G1
  *   order       a first arrival behind a later message's                                                            G2
+ *   will        not there where a connection was lost, or there where it was not
+ *   retained    not there, or not the last one
  *   two         connections of one client id that are both open                                                     G4
  *   session     not present where it must be, or the other way round                                                G4
  *   stuck       nothing moves any more, and something is still owed
@@ -13,7 +15,7 @@
  * `session` and `two` are noticed when they happen (client.ts, socket.ts), the others at the end.
  */
 import { matches, parseShared } from "../../mqtt/topic.ts";
-import type { Filter } from "./client.ts";
+import type { Filter, Leaving, WillPlan } from "./client.ts";
 import type { SimulatedObject } from "./object.ts";
 import type { Wire } from "./socket.ts";
 import type { World } from "./world.ts";
@@ -27,6 +29,8 @@ export interface Publication {
   readonly qos: 1 | 2;
   readonly number: number;
   readonly retain: boolean;
+  /** 0 = never. */
+  readonly expirySeconds: number;
   readonly firstSentAt: number;
   acknowledgedAt: number | undefined;
   refusedAt: number | undefined;
@@ -41,17 +45,27 @@ export interface Interest extends Filter {
 
 export interface SessionRecord {
   readonly clientId: string;
+  /** It outlives its connections; for longer than the run. */
   readonly isDurable: boolean;
+  readonly lasts: boolean;
   readonly interests: Interest[];
-  readonly connections: ConnectionRecord[];
   readonly arrivals: Arrival[];
 }
 
+/** A connection, from the client's wish for it; all that is undefined has not happened. */
 export interface ConnectionRecord {
-  readonly askedAt: number;
-  readonly at: number;
+  /** "p1-will#7". */
+  readonly name: string;
   readonly wire: Wire;
-  left: string | undefined;
+  will: WillPlan | undefined;
+  startsClean: boolean;
+  /** When CONNECT was sent, and when CONNACK came. */
+  askedAt: number | undefined;
+  at: number | undefined;
+  left: Leaving | undefined;
+  leftAt: number | undefined;
+  /** The server has closed after a DISCONNECT, as it should. */
+  isOrderly: boolean;
 }
 
 export interface Arrival {
@@ -66,13 +80,21 @@ export class Ledger {
   readonly #world: World;
   readonly sessions: SessionRecord[] = [];
   readonly publications = new Map<string, Publication>();
+  /** By client, in their order. */
+  readonly connections = new Map<string, ConnectionRecord[]>();
 
   constructor(world: World) {
     this.#world = world;
   }
 
-  addSession(clientId: string, isDurable: boolean): SessionRecord {
-    const session = { clientId, isDurable, interests: [], connections: [], arrivals: [] };
+  addSession(clientId: string, expirySeconds: number): SessionRecord {
+    const session = {
+      clientId,
+      isDurable: expirySeconds > 0,
+      lasts: expirySeconds > 3600,
+      interests: [],
+      arrivals: [],
+    };
     this.sessions.push(session);
     return session;
   }
@@ -83,14 +105,28 @@ export class Ledger {
     return interest;
   }
 
-  addPublication(publisher: string, topic: string, qos: 1 | 2, number: number, retain: boolean): Publication {
+  addConnection(clientId: string, wire: Wire): ConnectionRecord {
+    const connections = this.connections.get(clientId) ?? [];
+    this.connections.set(clientId, connections);
+    const record: ConnectionRecord = {
+      name: `${clientId}-will#${connections.length}`,
+      wire,
+      will: undefined,
+      startsClean: false,
+      askedAt: undefined,
+      at: undefined,
+      left: undefined,
+      leftAt: undefined,
+      isOrderly: false,
+    };
+    connections.push(record);
+    return record;
+  }
+
+  addPublication(given: Omit<Publication, "name" | "firstSentAt" | "acknowledgedAt" | "refusedAt">): Publication {
     const publication: Publication = {
-      name: `${publisher}#${number}`,
-      publisher,
-      topic,
-      qos,
-      number,
-      retain,
+      ...given,
+      name: `${given.publisher}#${given.number}`,
       firstSentAt: this.#world.now,
       acknowledgedAt: undefined,
       refusedAt: undefined,
@@ -108,17 +144,16 @@ export class Ledger {
 export function checkDeliveries(world: World, ledger: Ledger): void {
   for (const session of ledger.sessions) {
     const counts = new Map<string, number>();
-    for (const { name } of session.arrivals) counts.set(name, (counts.get(name) ?? 0) + 1);
+    for (const { name, retain } of session.arrivals) if (!retain) counts.set(name, (counts.get(name) ?? 0) + 1);
     checkLost(world, ledger, session, counts);
     if (session.isDurable) checkTwice(world, ledger, session, counts);
     checkOrder(world, ledger, session);
   }
   checkGroups(world, ledger);
+  for (const connections of ledger.connections.values()) checkWills(world, ledger, connections);
 }
 
 function checkLost(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
-  // A session that ends with its connection has what came while it was connected, or it has ended.
-  if (!session.isDurable) return;
   for (const { filter, qos, since, until } of session.interests) {
     if (until !== undefined || qos === 0 || parseShared(filter).group !== undefined) continue;
     for (const publication of ledger.publications.values())
@@ -130,7 +165,9 @@ function checkLost(world: World, ledger: Ledger, session: SessionRecord, counts:
 }
 
 function isOwed(publication: Publication, filter: string, since: number): boolean {
-  return publication.acknowledgedAt !== undefined && isAfter(publication, filter, since);
+  return (
+    publication.acknowledgedAt !== undefined && publication.expirySeconds === 0 && isAfter(publication, filter, since)
+  );
 }
 
 function isAfter({ topic, firstSentAt }: Publication, filter: string, since: number): boolean {
@@ -150,9 +187,10 @@ function checkOrder(world: World, ledger: Ledger, session: SessionRecord): void 
   if (session.interests.some(({ filter }) => filter.startsWith("$share/"))) return;
   const latest = new Map<string, Publication>();
   const seen = new Set<string>();
-  for (const { name, retain } of session.arrivals) {
+  for (const { name, qos, retain } of session.arrivals) {
     const publication = ledger.publications.get(name);
-    if (!publication || retain || seen.has(name)) continue;
+    // At QoS 0 what came first may have been dropped, and its repetition is not.
+    if (!publication || qos === 0 || retain || seen.has(name)) continue;
     // What was published before the subscription may be matched late, when its batch is sent again.
     if (!session.interests.some(({ filter, since }) => isAfter(publication, filter, since))) continue;
     seen.add(name);
@@ -172,13 +210,50 @@ function checkGroups(world: World, ledger: Ledger): void {
       if (parseShared(interest.filter).group !== undefined)
         groups.set(interest.filter, [...(groups.get(interest.filter) ?? []), interest]);
   for (const [filter, interests] of groups) {
-    const lasting = interests.filter(({ until, session }) => until === undefined && session.isDurable);
-    if (lasting.length === 0) continue;
-    const since = Math.min(...lasting.map((interest) => interest.since));
+    // What a member is given that cannot keep it is out of reach.
+    if (!interests.every(({ qos, session }) => qos > 0 && session.lasts)) continue;
+    const since = Math.min(...interests.map((each) => (each.until === undefined ? each.since : Infinity)));
     const arrived = new Set(interests.flatMap(({ session }) => session.arrivals.map(({ name }) => name)));
     for (const publication of ledger.publications.values())
       if (isOwed(publication, parseShared(filter).filter, since) && !arrived.has(publication.name))
         world.violate(`lost: ${publication.name} (QoS ${publication.qos}) to the group ${filter}`);
+  }
+}
+
+/** Longer than a node needs to notice that a deadline is over. */
+const willSlackMs = 5000;
+
+function checkWills(world: World, ledger: Ledger, connections: readonly ConnectionRecord[]): void {
+  for (const [index, { name, wire, will, at, left, leftAt = Infinity, isOrderly }] of connections.entries()) {
+    if (!will || at === undefined) continue;
+    const delayMs = will.delaySeconds * 1000;
+    const overAt = wire.overAtServerAt ?? Infinity;
+    const next = connections.slice(index + 1).find((each) => each.at !== undefined);
+    const asked = connections.slice(index + 1).find((each) => each.askedAt !== undefined);
+    const isBackInTime = next?.startsClean === false && next.at! < Math.min(leftAt, overAt) + delayMs;
+    const mayNot = isOrderly || left === undefined || isBackInTime;
+    // A server that has not missed the client yet does when it comes back, or some time later.
+    const isMissed = (asked?.askedAt ?? world.now) > overAt + delayMs + willSlackMs;
+    const must = left !== "disconnect" && (isMissed || (delayMs === 0 && asked !== undefined));
+    for (const { session, filter, qos, since, until } of ledger.sessions.flatMap(({ interests }) => interests)) {
+      const hasCome = session.arrivals.some((arrival) => arrival.name === name);
+      const isWatching = qos > 0 && matches(filter, will.topic) && since < at && until === undefined && session.lasts;
+      if (mayNot && hasCome) world.violate(`will: ${name} came to ${session.clientId}, and was not to`);
+      if (must && !mayNot && isWatching && !hasCome) world.violate(`will: ${name} did not come to ${session.clientId}`);
+    }
+  }
+}
+
+/** What a new subscriber got: the last message of each topic that was acknowledged, or a later one. */
+export function checkRetained(world: World, ledger: Ledger, { arrivals }: SessionRecord): void {
+  const last = new Map<string, Publication>();
+  for (const publication of ledger.publications.values())
+    if (publication.retain && publication.acknowledgedAt !== undefined) last.set(publication.topic, publication);
+  for (const [topic, { name, number }] of last) {
+    const got = arrivals.filter((arrival) => arrival.topic === topic && arrival.retain);
+    const latest = ledger.publications.get(got[0]?.name ?? "");
+    if (got.length !== 1) world.violate(`retained: ${got.length} messages on ${topic}`);
+    else if (latest!.number < number) world.violate(`retained: ${latest!.name} on ${topic}, behind ${name}`);
   }
 }
 

@@ -1,10 +1,10 @@
 /** What a seed means: the cluster, its clients, the weather; and the course of a run. */
 import { BrokerNode } from "../../durable-objects/node/broker-node.ts";
 import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
-import { Client, type ClientPlan, type Filter, type PublishPlan } from "./client.ts";
+import { Client, type ClientPlan, type PublishPlan } from "./client.ts";
 import { installGlobals } from "./globals.ts";
 import { SimulatedObject, type Shell } from "./object.ts";
-import { checkAsleep, checkDeliveries, checkEmpty, checkRoutes, Ledger } from "./oracle.ts";
+import { checkAsleep, checkDeliveries, checkEmpty, checkRetained, checkRoutes, Ledger } from "./oracle.ts";
 import { World, type Dice, type Weather } from "./world.ts";
 
 export interface Outcome {
@@ -72,9 +72,20 @@ class Scenario {
   }
 
   async run(): Promise<Outcome> {
+    try {
+      await this.#course();
+    } catch (error) {
+      this.world.violate(`awake: ${String(error)}`);
+    }
+    return this.#outcome();
+  }
+
+  async #course(): Promise<void> {
     const { world } = this;
     this.#planFaults();
-    await world.run(stormMs);
+    await world.run(stormMs / 2);
+    world.hasStormed = true;
+    await world.run(stormMs / 2);
     world.calmDown();
     world.log("the storm is over");
     // A node that crashed learns of it when something wakes it.
@@ -82,15 +93,16 @@ class Scenario {
     for (const client of this.#clients) client.settle();
     await this.#untilAllIsDone();
     await this.#probe();
+    const reader = await this.#readRetained();
     await this.#fallAsleep();
     checkDeliveries(world, this.#ledger);
+    checkRetained(world, this.#ledger, reader.session);
     checkRoutes(world, this.#nodes, this.#core);
     for (const client of this.#clients) client.end();
     await this.#untilAllIsDone();
     await this.#probe();
     await this.#fallAsleep();
     checkEmpty(world);
-    return this.#outcome();
   }
 
   async #untilAllIsDone(): Promise<void> {
@@ -102,22 +114,24 @@ class Scenario {
 
   /** A message to each topic: a route that a crash has left is taken back when one comes by it. */
   async #probe(): Promise<void> {
-    const publishes = {
-      topics,
-      qos: 1,
-      isInTurn: true,
-      count: topics.length,
-      pauseMs: 0,
-      windowMax: 1,
-      retain: false,
-    } as const;
-    const name = `probe${this.#clients.length}`;
-    const probe = new Client(this.world, this.#ledger, { ...calmPlan, name, nodes: this.#nodes, publishes });
-    probe.settle();
-    this.#clients.push(probe);
+    const publishes: PublishPlan = { ...calmPublishes, topics: allTopics, count: allTopics.length };
+    const probe = this.#addCalm({ name: `probe${this.#clients.length}`, publishes });
     await this.#untilAllIsDone();
     probe.end();
     await this.#untilAllIsDone();
+  }
+
+  async #readRetained(): Promise<Client> {
+    const reader = this.#addCalm({ name: "reader", filters: [{ filter: `${retainedTopic}/#`, qos: 1 }] });
+    await this.#untilAllIsDone();
+    return reader;
+  }
+
+  #addCalm(plan: Partial<ClientPlan> & { readonly name: string }): Client {
+    const client = new Client(this.world, this.#ledger, { ...calmPlan, nodes: this.#nodes, ...plan });
+    client.settle();
+    this.#clients.push(client);
+    return client;
   }
 
   /** Nothing is under way, but for what a PINGREQ has just left to be written. */
@@ -147,46 +161,54 @@ class Scenario {
 
   #plans(): ClientPlan[] {
     const dice = this.#dice;
-    const publishers = 1 + dice.below(3);
-    const published = topics.slice(0, 1 + dice.below(topics.length));
     const plans: ClientPlan[] = [];
-    for (let index = 0; index < publishers; index++)
-      plans.push(this.#plan(`p${index}`, [], this.#publishes(published), 2 + dice.below(2)));
-    const filters = ["a/#", "a/x", "+/y", "#", "b"];
-    const subscribers = 1 + dice.below(4);
-    for (let index = 0; index < subscribers; index++) {
-      const qos = dice.pick([1, 2, 2] as const);
-      const isMember = dice.chance(0.2);
-      const filter = isMember ? "$share/g/#" : dice.pick(filters);
-      plans.push(this.#plan(`s${index}`, [{ filter, qos }], undefined, 1));
+    const published = topics.slice(0, 1 + dice.below(topics.length));
+    for (let count = 1 + dice.below(3); count > 0; count--) {
+      const name = `p${count}`;
+      const retain = dice.chance(0.2);
+      const publishes = this.#publishes(retain ? [`${retainedTopic}/${name}`] : published, retain);
+      plans.push({ ...this.#plan(name), publishes });
     }
-    return plans;
+    for (let count = 1 + dice.below(4); count > 0; count--) plans.push(this.#subscriber(`s${count}`));
+    if (dice.chance(0.5)) return plans;
+    const delaySeconds = dice.pick([0, 1, 3]);
+    const watcher = { ...this.#plan("w"), filters: [{ filter: willTopic, qos: 1 as const }] };
+    return [watcher, ...plans.map((plan) => ({ ...plan, will: { topic: willTopic, delaySeconds } }))];
   }
 
-  #plan(name: string, filters: Filter[], publishes: PublishPlan | undefined, calmness: number): ClientPlan {
+  #subscriber(name: string): ClientPlan {
     const dice = this.#dice;
-    const isRestless = dice.chance(0.8);
-    const version = dice.pick([4, 5] as const);
-    // Before 5.0 a session that starts clean ends with its connection.
-    const mayRestart = version === 5 && publishes === undefined && dice.chance(0.2);
+    const plan = this.#plan(name);
+    const qos = dice.pick([0, 1, 1, 2, 2, 2, 2] as const);
+    const isMember = dice.chance(0.2);
+    const filters = [{ filter: isMember ? "$share/g/#" : dice.pick(["a/#", "a/x", "+/y", "#", "b"]), qos }];
+    // Before 5.0 a session that starts clean ends with its connection, and others never.
     return {
-      name,
-      version,
-      expirySeconds: 7200,
-      receiveMaximum: dice.pick([1, 2, 5, 100]),
-      keepAlive: dice.pick([0, 0, 5, 60]),
-      nodes: dice.chance(0.7) ? this.#nodes : [dice.pick(this.#nodes)],
-      staysMs: isRestless ? calmness * dice.between(300, 3000) : stormMs,
-      awayMs: dice.pick([10, 500, 3000]),
+      ...plan,
       filters,
-      fancies: filters.length > 0 && dice.chance(0.3) ? [{ filter: "a/+", qos: filters[0]!.qos }] : [],
-      publishes,
-      will: undefined,
-      restarts: mayRestart ? 0.3 : 0,
+      fancies: dice.chance(0.3) ? [{ filter: "a/+", qos }] : [],
+      vanishes: !isMember && dice.chance(0.2),
+      restarts: plan.version === 5 && dice.chance(0.2) ? 0.3 : 0,
+      expirySeconds: plan.version === 4 ? dice.pick([0, 7200, 7200]) : dice.pick([0, 2, 7200, 7200, 7200, 7200]),
     };
   }
 
-  #publishes(topics: readonly string[]): PublishPlan {
+  #plan(name: string): ClientPlan {
+    const dice = this.#dice;
+    const isRestless = dice.chance(0.8);
+    return {
+      ...calmPlan,
+      name,
+      version: dice.pick([4, 5]),
+      receiveMaximum: dice.pick([1, 2, 5, 100]),
+      keepAlive: dice.pick([0, 0, 5, 60]),
+      nodes: dice.chance(0.7) ? this.#nodes : [dice.pick(this.#nodes)],
+      staysMs: isRestless ? dice.between(300, 4000) : stormMs,
+      awayMs: dice.pick([10, 500, 3000]),
+    };
+  }
+
+  #publishes(topics: readonly string[], retain: boolean): PublishPlan {
     const dice = this.#dice;
     return {
       topics,
@@ -195,7 +217,8 @@ class Scenario {
       count: 10 + dice.below(30),
       pauseMs: dice.pick([5, 50, 400]),
       windowMax: dice.pick([1, 4, 20]),
-      retain: false,
+      retain,
+      expirySeconds: !retain && dice.chance(0.1) ? 2 : 0,
     };
   }
 
@@ -220,9 +243,12 @@ class Scenario {
 }
 
 const topics = ["a/x", "a/y", "b"];
+const retainedTopic = "r";
+const willTopic = "will";
+const allTopics = [...topics, `${retainedTopic}/probe`, willTopic];
 
 /** A client that connects and stays. */
-const calmPlan: Omit<ClientPlan, "name" | "nodes" | "publishes"> = {
+const calmPlan: Omit<ClientPlan, "name" | "nodes"> = {
   version: 5,
   expirySeconds: 7200,
   receiveMaximum: 100,
@@ -231,8 +257,19 @@ const calmPlan: Omit<ClientPlan, "name" | "nodes" | "publishes"> = {
   awayMs: 0,
   filters: [],
   fancies: [],
+  publishes: undefined,
   will: undefined,
   restarts: 0,
+  vanishes: false,
+};
+
+const calmPublishes: Omit<PublishPlan, "topics" | "count"> = {
+  isInTurn: true,
+  qos: 1,
+  pauseMs: 0,
+  windowMax: 1,
+  retain: false,
+  expirySeconds: 0,
 };
 
 const fairWeather: Weather = { crashes: 0, evictions: 0, lostCalls: 0, lostAnswers: 0, latencyMs: 1, slowMs: 1 };

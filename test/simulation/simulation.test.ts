@@ -18,19 +18,32 @@ interface Known {
 
 /** What is not held yet. */
 const known: readonly Known[] = [
+  { what: "a group's message comes to a copy of a session that is then forgotten", pattern: /^lost: .* to the group/ },
+  { what: "a session's node crashes while it moves, and rows stay", pattern: /^left: \d+ rows.*(queue|known)/ },
+  { what: "a claim outlives its session when the node crashes between the two", pattern: /^left: \d+ rows in claim/ },
   {
-    what: "a group's message that came to a copy of a session which is then forgotten",
-    pattern: /^lost: .* to the group/,
+    what: "a will is only in memory between its session and the core",
+    pattern: /^will: .* did not come/,
+    when: ({ crashes, outages }) => crashes + outages > 0,
   },
-  { what: "rows of a session that was half moved when its node crashed", pattern: /^left: \d+ rows.*(queue|known)/ },
   {
-    what: "after an outage what was given up comes again behind what waited for it",
-    pattern: /^order: /,
+    what: "a batch that is sent again undoes a route change of a later one",
+    pattern: /^lost: |^left: no route/,
+    when: ({ violations }) => violations.some((violation) => violation.startsWith("left: no route")),
+  },
+  {
+    what: "... and brings back an older retained message",
+    pattern: /^retained: .* behind/,
+    when: ({ brokenStubs }) => brokenStubs > 0,
+  },
+  {
+    what: "after an outage what was given up comes again, behind what waited for it, and at QoS 2 to those who have it",
+    pattern: /^(order|twice): /,
     when: ({ outages }) => outages > 0,
   },
 ];
 
-test("[G1] [G2] [G4] [G7] hold in every seed", { timeout: 600_000 }, async () => {
+test("[G1] [G2] [G3] [G4] [G7] hold in every seed", { timeout: 600_000 }, async () => {
   const violations: string[] = [];
   const total = { turns: 0, publications: 0, arrivals: 0, crashes: 0, evictions: 0, brokenStubs: 0, outages: 0 };
   for (const seed of seeds) {
@@ -41,6 +54,14 @@ test("[G1] [G2] [G4] [G7] hold in every seed", { timeout: 600_000 }, async () =>
   }
   process.stdout.write(`simulation: ${seeds.length} seeds, ${JSON.stringify(total)}\n`);
   expect(violations).toEqual([]);
+});
+
+// What seeds have found, and does not come back.
+test.each([
+  { seed: 24, what: "[G7] a session that is not taken over after all has no deadline without a will" },
+  { seed: 250, what: "[G4] a client keeps its claim when its session ends while it is let in" },
+])("$what (seed $seed)", async ({ seed }) => {
+  expect(unknown(await simulate(seed, { traces: false }))).toEqual([]);
 });
 
 test("a seed is the same run again", async () => {

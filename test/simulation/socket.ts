@@ -59,6 +59,8 @@ export class Wire {
   #clientState: "opening" | "open" | "over" = "opening";
   /** closing: a close has been sent or seen at the server. */
   #serverState: "none" | "open" | "closing" | "over" = "none";
+  /** When the server knew that it had ended; of a crash, when that was. */
+  overAtServerAt: number | undefined;
   #toServerAt = 0;
   #toClientAt = 0;
   /** What is on the way to the server is lost, or to the client. */
@@ -154,6 +156,7 @@ export class Wire {
   closeByServer(): void {
     if (this.#serverState !== "open") return;
     this.#serverState = "closing";
+    this.overAtServerAt = this.#object.world.now;
     this.#atClient(() => {
       if (this.#clientState === "over") return;
       this.#clientState = "over";
@@ -167,6 +170,7 @@ export class Wire {
     const socket = this.#socket;
     if (!socket || this.#serverState === "over") return;
     this.#serverState = "closing";
+    this.overAtServerAt ??= this.#object.world.now;
     await this.#object.deliver(`close ${code}`, (shell) => {
       const event = socket as unknown as WebSocket;
       if (code === abnormal && this.#object.world.faultChance(0.5)) shell.webSocketError?.(event, new Error("lost"));
@@ -180,6 +184,7 @@ export class Wire {
   dropByServer(): void {
     if (this.#serverState === "over") return;
     this.#serverState = "over";
+    this.overAtServerAt ??= this.#object.world.now;
     this.#isDropped = this.#object.world.faultChance(0.5);
     this.#atClient(() => this.#lose());
   }

@@ -42,6 +42,8 @@ const calm: Weather = { crashes: 0, evictions: 0.02, lostCalls: 0, lostAnswers: 
 /** The simulated time at which all begins. */
 const startAt = 1_800_000_000_000;
 const slowRate = 0.05;
+/** Things that may happen in one moment. */
+const atOnceMax = 5000;
 
 /** A source of random numbers with a few ways to ask. */
 export class Dice {
@@ -77,11 +79,14 @@ export class World {
   readonly network: Network;
   readonly violations: string[] = [];
   weather: Weather;
+  /** Much has gone wrong already. */
+  hasStormed = false;
   /** Whose turn it is. */
   running: Life | undefined;
   /** What happened, line by line, where somebody wants to know. */
   readonly trace: string[] | undefined;
   turns = 0;
+  #atOnce = 0;
   readonly #drained: () => Promise<void>;
   readonly #seeds: Dice;
   readonly #latency: Dice;
@@ -149,8 +154,11 @@ export class World {
   async run(ms: number, isOver: () => boolean = () => false): Promise<boolean> {
     const until = this.now + ms;
     while (!isOver()) {
+      const { now } = this;
       const next = this.timeline.next(until);
       if (!next) return isOver();
+      this.#atOnce = next.at > now ? 0 : this.#atOnce + 1;
+      if (this.#atOnce > atOnceMax) throw new Error(`time does not pass any more`);
       // Most things are over at once; only the turns of objects are waited for.
       const turn = next.run();
       if (turn) await turn;
