@@ -121,9 +121,12 @@ export type NodeRecord =
       /** Only to this `$share/group/filter`: a message that its first member did not acknowledge. */
       readonly only: string;
     }
-  /** `key` is a topic filter or `$share/group/filter`; `members` the connected members of a group. */
-  | { readonly kind: "addRoute"; readonly key: string; readonly members: number }
-  | { readonly kind: "removeRoute"; readonly key: string }
+  /**
+   * `key` is a topic filter or `$share/group/filter`; `members` the connected members of a group. A node's changes of a
+   * route have rising versions: a batch that comes again must not undo what came behind it.
+   */
+  | { readonly kind: "addRoute"; readonly key: string; readonly members: number; readonly version: number }
+  | { readonly kind: "removeRoute"; readonly key: string; readonly version: number }
   /** The claimer has the session: no other node holds any of it. */
   | { readonly kind: "opened"; readonly clientId: string; readonly epoch: number }
   | { readonly kind: "release"; readonly clientId: string; readonly epoch: number }
@@ -148,12 +151,12 @@ export function publishRecord(
   return record(kinds.publish, writer.take());
 }
 
-export function addRouteRecord(key: string, members: number): Uint8Array {
-  return record(kinds.addRoute, new ByteWriter().string(key).u32(members).take());
+export function addRouteRecord(key: string, members: number, version: number): Uint8Array {
+  return record(kinds.addRoute, new ByteWriter().string(key).u32(members).u48(version).take());
 }
 
-export function removeRouteRecord(key: string): Uint8Array {
-  return record(kinds.removeRoute, new ByteWriter().string(key).take());
+export function removeRouteRecord(key: string, version: number): Uint8Array {
+  return record(kinds.removeRoute, new ByteWriter().string(key).u48(version).take());
 }
 
 export function openedRecord(clientId: string, epoch: number): Uint8Array {
@@ -180,9 +183,9 @@ function readNodeRecord(kind: number, body: Uint8Array): NodeRecord {
       return { kind: "publish", delaySeconds, only, bytes, message: readMessage(reader) };
     }
     case kinds.addRoute:
-      return { kind: "addRoute", key: reader.string(), members: reader.u32() };
+      return { kind: "addRoute", key: reader.string(), members: reader.u32(), version: reader.u48() };
     case kinds.removeRoute:
-      return { kind: "removeRoute", key: reader.string() };
+      return { kind: "removeRoute", key: reader.string(), version: reader.u48() };
     case kinds.opened:
       return { kind: "opened", clientId: reader.string(), epoch: reader.u48() };
     case kinds.release:

@@ -53,6 +53,7 @@ DROP TABLE retained_by_topic;
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter SELECT 'retained', count(*) FROM retained;
 INSERT INTO counter SELECT 'delayed', count(*) FROM delayed;
+ALTER TABLE route ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE parked (
   node TEXT NOT NULL,
   seq INTEGER NOT NULL,
@@ -97,8 +98,14 @@ export class CoreStore {
     return this.#sql.exec<{ node: string; key: string; members: number }>("SELECT node, key, members FROM route");
   }
 
-  putRoute(node: NodeName, key: string, members: number): void {
-    this.#sql.exec("INSERT OR REPLACE INTO route VALUES (?, ?, ?)", key, node, members);
+  /** Of the node's last change of it; 0: there is no such route. */
+  routeVersion(node: NodeName, key: string): number {
+    const query = "SELECT version FROM route WHERE key = ? AND node = ?";
+    return this.#sql.exec<{ version: number }>(query, key, node).toArray()[0]?.version ?? 0;
+  }
+
+  putRoute(node: NodeName, key: string, members: number, version: number): void {
+    this.#sql.exec("INSERT OR REPLACE INTO route VALUES (?, ?, ?, ?)", key, node, members, version);
   }
 
   deleteRoute(node: NodeName, key: string): void {

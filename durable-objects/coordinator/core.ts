@@ -109,11 +109,13 @@ export class Core {
       case "fence":
         return;
       case "addRoute":
+        if (record.version < this.store.routeVersion(node, record.key)) return;
         this.#addRoute(node, record.key, record.members);
-        this.store.putRoute(node, record.key, record.members);
+        this.store.putRoute(node, record.key, record.members, record.version);
         if (parseShared(record.key).filter.startsWith("$SYS/")) this.#sys.publishSoon();
         return;
       case "removeRoute":
+        if (record.version < this.store.routeVersion(node, record.key)) return;
         this.#removeRoute(node, record.key);
         this.store.deleteRoute(node, record.key);
         return;

@@ -334,7 +334,7 @@ export class Broker {
     }
     const refused = new Set<string>();
     for (const change of changes)
-      this.core.add(routeRecord(change), (reasonCode) => {
+      this.core.add(this.#routeRecord(change), (reasonCode) => {
         if (reasonCode >= 0x80) refused.add(change.key);
       });
     session.subscribing++;
@@ -401,7 +401,13 @@ export class Broker {
   }
 
   changeRoutes(changes: readonly (RouteChange | undefined)[]): void {
-    for (const change of changes) if (change) this.core.add(routeRecord(change), () => {});
+    for (const change of changes) if (change) this.core.add(this.#routeRecord(change), () => {});
+  }
+
+  #routeRecord(change: RouteChange): Uint8Array {
+    const version = this.sequence.next();
+    if (change.kind === "remove") return removeRouteRecord(change.key, version);
+    return addRouteRecord(change.key, change.members, version);
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
@@ -439,8 +445,4 @@ export class Broker {
       metrics: this.metrics.all(),
     };
   }
-}
-
-function routeRecord(change: RouteChange): Uint8Array {
-  return change.kind === "add" ? addRouteRecord(change.key, change.members) : removeRouteRecord(change.key);
 }

@@ -121,7 +121,9 @@ export class Sessions {
   #settle(session: Session, now: number): void {
     const broker = this.#broker;
     if (session.connected || session.adopting || !this.has(session)) return;
-    if (this.publishDueWill(session, now)) return this.end(session);
+    if (this.publishDueWill(session, now))
+      // While its client is being let in, its claim is the new session's.
+      return broker.claims.isOpening(session.clientId) ? this.discard(session) : this.end(session);
     broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
     this.save([session]);
     for (const at of [session.willAt, session.expiresAt]) if (at > 0 && at !== atNoTime) broker.host.ringAt(at);

@@ -52,9 +52,12 @@ describe("from node to core", () => {
       publishRecord(writer, { message, delaySeconds: longest, only: "$share/g/a/+" }),
       { kind: "publish", message, bytes: record(message), delaySeconds: longest, only: "$share/g/a/+" },
     ],
-    [addRouteRecord("a/+", 0), { kind: "addRoute", key: "a/+", members: 0 }],
-    [addRouteRecord("$share/g/é", 70_000), { kind: "addRoute", key: "$share/g/é", members: 70_000 }],
-    [removeRouteRecord("#"), { kind: "removeRoute", key: "#" }],
+    [addRouteRecord("a/+", 0, 1), { kind: "addRoute", key: "a/+", members: 0, version: 1 }],
+    [
+      addRouteRecord("$share/g/é", 70_000, 2 ** 48 - 1),
+      { kind: "addRoute", key: "$share/g/é", members: 70_000, version: 2 ** 48 - 1 },
+    ],
+    [removeRouteRecord("#", 3), { kind: "removeRoute", key: "#", version: 3 }],
     [openedRecord("c", 1_700_000_000_001), { kind: "opened", clientId: "c", epoch: 1_700_000_000_001 }],
     [releaseRecord("", 2 ** 48 - 1), { kind: "release", clientId: "", epoch: 2 ** 48 - 1 }],
     [
@@ -94,7 +97,7 @@ describe("from node to core", () => {
     unknown[0] = 99;
     const cut = publishRecord(writer, { message, delaySeconds: 0, only: "" }).slice(0, 20);
     new DataView(cut.buffer).setUint32(1, 15);
-    const kinds = [...readNodeRecords(batchOf(cut, removeRouteRecord("a"), unknown, fenceRecord()))].map(
+    const kinds = [...readNodeRecords(batchOf(cut, removeRouteRecord("a", 1), unknown, fenceRecord()))].map(
       ({ kind }) => kind,
     );
     expect(kinds).toEqual(["unreadable", "removeRoute", "unreadable", "fence"]);

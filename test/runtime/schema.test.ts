@@ -432,8 +432,7 @@ describe("a node", () => {
 
   test("[G1] [MQTT-4.3.3-10] publishes once what came at QoS 2 before, and comes again", async () => {
     const { node, topic, away } = await nodeWithOldDisk();
-    const other = newNode();
-    const subscriber = await converse(other, durable);
+    const subscriber = await converse(newNode(), durable);
     await subscribe(subscriber, `${topic}/in`);
     // What the earlier life sent before it ended, not answered.
     const message = {
@@ -474,7 +473,7 @@ describe("a node", () => {
     const { node, topic, away, lost, transient, later } = await nodeWithOldDisk();
     const heir = await converse(newNode());
     await subscribe(heir, `${topic}/will`);
-    await publishAndWait(heir, `${topic}/b`, "1201");
+    await publishAndWait(await converse(newNode()), `${topic}/b`, "1201");
     const wills = [await heir.expect("publish"), await heir.expect("publish")];
     expect(wills.map(({ payload }) => payload.toString()).sort()).toEqual([lost, transient].sort());
     await heir.expectNothing();

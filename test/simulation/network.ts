@@ -115,6 +115,7 @@ export class Network {
   async #arrive(call: Call): Promise<void> {
     if (call.isOver) return;
     const { stub, method, args } = call;
+    if (method === "abandon") this.#world.abandoned.add(String(args[0]));
     const outage = this.#outageOf(stub.to);
     if (outage) return this.#break(stub, errorOf(outage.kind), `is ${outage.kind}`);
     if (this.#world.loses("call")) return this.#break(stub, errorOf("unreachable"), `loses ${method}`);

@@ -4,44 +4,11 @@
 //   SIM_SEEDS=10000 ...                                           more of them
 
 import { expect, test } from "vitest";
-import { simulate, type Outcome } from "./scenario.ts";
+import { simulate } from "./scenario.ts";
 
 const seedsMax = Number(process.env["SIM_SEEDS"] ?? 1000);
 const replayed = process.env["SIM_SEED"];
 const seeds = replayed === undefined ? Array.from({ length: seedsMax }, (_, index) => index + 1) : [Number(replayed)];
-
-interface Known {
-  readonly what: string;
-  readonly pattern: RegExp;
-  readonly when?: (outcome: Outcome) => boolean;
-}
-
-/** What is not held yet. */
-const known: readonly Known[] = [
-  { what: "a group's message comes to a copy of a session that is then forgotten", pattern: /^lost: .* to the group/ },
-  { what: "a session's node crashes while it moves, and rows stay", pattern: /^left: \d+ rows.*(queue|known)/ },
-  { what: "a claim outlives its session when the node crashes between the two", pattern: /^left: \d+ rows in claim/ },
-  {
-    what: "a will is only in memory between its session and the core",
-    pattern: /^will: .* did not come/,
-    when: ({ crashes, outages }) => crashes + outages > 0,
-  },
-  {
-    what: "a batch that is sent again undoes a route change of a later one",
-    pattern: /^lost: |^left: no route/,
-    when: ({ violations }) => violations.some((violation) => violation.startsWith("left: no route")),
-  },
-  {
-    what: "... and brings back an older retained message",
-    pattern: /^retained: .* behind/,
-    when: ({ brokenStubs }) => brokenStubs > 0,
-  },
-  {
-    what: "after an outage what was given up comes again, behind what waited for it, and at QoS 2 to those who have it",
-    pattern: /^(order|twice): /,
-    when: ({ outages }) => outages > 0,
-  },
-];
 
 test("[G1] [G2] [G3] [G4] [G7] hold in every seed", { timeout: 600_000 }, async () => {
   const violations: string[] = [];
@@ -50,7 +17,7 @@ test("[G1] [G2] [G3] [G4] [G7] hold in every seed", { timeout: 600_000 }, async 
     const outcome = await simulate(seed, { traces: replayed !== undefined });
     if (replayed !== undefined) process.stdout.write(`${outcome.trace.join("\n")}\n`);
     for (const name of Object.keys(total) as (keyof typeof total)[]) total[name] += outcome[name];
-    violations.push(...unknown(outcome).map((violation) => `SIM_SEED=${seed} ${violation}`));
+    violations.push(...outcome.violations.map((violation) => `SIM_SEED=${seed} ${violation}`));
   }
   process.stdout.write(`simulation: ${seeds.length} seeds, ${JSON.stringify(total)}\n`);
   expect(violations).toEqual([]);
@@ -61,7 +28,7 @@ test.each([
   { seed: 24, what: "[G7] a session that is not taken over after all has no deadline without a will" },
   { seed: 250, what: "[G4] a client keeps its claim when its session ends while it is let in" },
 ])("$what (seed $seed)", async ({ seed }) => {
-  expect(unknown(await simulate(seed, { traces: false }))).toEqual([]);
+  expect((await simulate(seed, { traces: false })).violations).toEqual([]);
 });
 
 test("a seed is the same run again", async () => {
@@ -69,9 +36,3 @@ test("a seed is the same run again", async () => {
   expect(first.trace.length).toBeGreaterThan(100);
   expect(second.trace).toEqual(first.trace);
 });
-
-function unknown(outcome: Outcome): string[] {
-  const isKnown = (violation: string) =>
-    known.some(({ pattern, when }) => pattern.test(violation) && (when?.(outcome) ?? true));
-  return outcome.violations.filter((violation) => !isKnown(violation));
-}

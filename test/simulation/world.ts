@@ -81,6 +81,8 @@ export class World {
   weather: Weather;
   /** Much has gone wrong already. */
   hasStormed = false;
+  /** Clients whose sessions the cluster has gone on without, because their nodes could not be reached. */
+  readonly abandoned = new Set<string>();
   /** Whose turn it is. */
   running: Life | undefined;
   /** What happened, line by line, where somebody wants to know. */
