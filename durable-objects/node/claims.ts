@@ -80,8 +80,8 @@ export class Claims {
     const takeover = new Takeover(broker, clientId, epoch);
     this.#endStale(clientId, since);
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
-    let resume = !request.cleanStart;
-    let isAllHere = true;
+    const resume = !request.cleanStart;
+    const dismissals: Promise<boolean>[] = [];
     for (const { node, since: holderSince } of holders) {
       const holder = new HolderLink(
         node,
@@ -98,8 +98,7 @@ export class Claims {
         // A copy is older when it was taken over before and its giver did not hear that it was done.
         const isNewer = !isStale && (!own || own.epoch < taken.session.epoch);
         if (isNewer) await takeover.adopt(holder, taken.session);
-        if (!(await takeover.dismiss(node))) isAllHere = false;
-        if (!isStale) resume = false;
+        dismissals.push(takeover.dismiss(holder));
       } catch (error) {
         if (!(error instanceof Unreachable) || error.node !== node) throw error;
         if (!opening.superseded) opening.superseded = !(await broker.core.abandon(clientId, epoch, node));
@@ -128,10 +127,16 @@ export class Claims {
     broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
     this.#sessions.save([session]);
     broker.store.putConnection(session.id, { facts, aliases: [] });
-    if (holders.length > 0 && isAllHere) broker.core.add(openedRecord(clientId, epoch), () => {});
+    // The registry forgets the others when none of them has anything of the session any more.
+    if (holders.length > 0) void this.#sayOpened(clientId, epoch, dismissals);
     connection.channel.handleOpened(session, sessionPresent);
     connection.perform();
     connection.process(Date.now());
+  }
+
+  async #sayOpened(clientId: string, epoch: number, dismissals: readonly Promise<boolean>[]): Promise<void> {
+    const heard = await Promise.all(dismissals);
+    if (!heard.includes(false)) this.#broker.core.add(openedRecord(clientId, epoch), () => {});
   }
 
   /** What is here from before the cluster went on without this node is never resumed. */

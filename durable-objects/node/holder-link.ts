@@ -49,6 +49,10 @@ export class HolderLink {
     return this.#call((node) => node.takeOverMessages(clientId, epoch, afterSeq));
   }
 
+  takeOverDone(clientId: string, epoch: number, known: Uint8Array): Promise<void> {
+    return this.#call((node) => node.takeOverDone(clientId, epoch, known));
+  }
+
   async #call<T>(call: (node: NodeRpc) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try {

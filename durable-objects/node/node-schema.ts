@@ -1,7 +1,11 @@
 /** The tables of a node, from the first version to this one. What they hold is said by those who use them. */
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { QoS } from "../../mqtt/message.ts";
-import type { Migration } from "../schema.ts";
+import { MessageIdSet } from "../../mqtt/message-id-set.ts";
+import type { Checkpoint } from "../../mqtt/session.ts";
+import type { Migration, Sql } from "../schema.ts";
 import { Checkpoints } from "./checkpoints.ts";
+import { writeKnown } from "./session-store.ts";
 
 /** Version 1: a checkpoint in each session's row, and a row for each session and message that it waits for. */
 const queues = `
@@ -75,7 +79,7 @@ CREATE TABLE subscription (
 CREATE INDEX subscription_session ON subscription (session);
 INSERT INTO subscription
   SELECT filter, session, options, subscription_id, reserved.seq - 1,
-         durable AND options & 3 > 0 AND filter NOT LIKE '$share/%' AND filter NOT LIKE '$queue/%'
+         durable AND options & 3 > 0 AND filter NOT GLOB '$share/*' AND filter NOT GLOB '$queue/*'
     FROM subscription_before JOIN session ON session.id = session JOIN reserved;
 DROP TABLE subscription_before;
 
@@ -92,7 +96,7 @@ CREATE TABLE adoption (session INTEGER PRIMARY KEY);
 
 CREATE TABLE own (id INTEGER PRIMARY KEY, record BLOB NOT NULL);
 
-DROP TABLE known;
+ALTER TABLE known RENAME TO known_before;
 CREATE TABLE known (
   origin TEXT NOT NULL,
   block INTEGER NOT NULL,
@@ -117,7 +121,7 @@ export const migrations: readonly Migration[] = [
   queues,
   (sql) => {
     sql.exec(log);
-    const checkpoints = new Checkpoints(sql);
+    const checkpoints: [id: number, checkpoint: Checkpoint][] = [];
     for (const { id, checkpoint } of sql
       .exec<{ id: number; checkpoint: string }>("SELECT id, checkpoint FROM session")
       .toArray()) {
@@ -136,13 +140,32 @@ export const migrations: readonly Migration[] = [
         filter: subscription.filter,
         after,
       }));
-      checkpoints.put([[id, { ...before, inflight, receiving: before.receiving ?? [], retainedReads }]]);
+      checkpoints.push([id, { ...before, inflight, receiving: before.receiving ?? [], retainedReads }]);
+      keepKnown(sql, id);
     }
+    new Checkpoints(sql).put(checkpoints);
     sql.exec(`
       ALTER TABLE session DROP COLUMN connected;
       ALTER TABLE session DROP COLUMN checkpoint;
       ALTER TABLE session DROP COLUMN connection;
       ALTER TABLE queue DROP COLUMN qos;
+      DROP TABLE known_before;
     `);
   },
 ];
+
+/** What was known for each session is what it knows from where it was. */
+function keepKnown(sql: Sql, id: number): void {
+  const known = new MessageIdSet();
+  let latest = 0;
+  for (const { key, at } of sql.exec<{ key: string; at: number }>(
+    "SELECT key, at FROM known_before WHERE session = ?",
+    id,
+  )) {
+    const space = key.indexOf(" ");
+    known.add(key.slice(0, space), key.slice(space + 1) || undefined);
+    latest = at;
+  }
+  if (latest === 0) return;
+  sql.exec("UPDATE session SET known = ? WHERE id = ?", writeKnown(new ByteWriter(), known, latest), id);
+}

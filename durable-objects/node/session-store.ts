@@ -283,7 +283,7 @@ export class SessionStore {
   subscriptionCounts(): { all: number; shared: number } {
     return this.#sql
       .exec<{ all: number; shared: number }>(
-        `SELECT count(*) AS "all", count(*) FILTER (WHERE filter LIKE '$share/%' OR filter LIKE '$queue/%') AS shared
+        `SELECT count(*) AS "all", count(*) FILTER (WHERE filter GLOB '$share/*' OR filter GLOB '$queue/*') AS shared
            FROM subscription`,
       )
       .one();
@@ -393,7 +393,7 @@ function readWill(bytes: Uint8Array): Will {
 }
 
 /** When it was given up u48, then the set: it is of no use any more when nobody repeats what it knows. */
-function writeKnown(writer: ByteWriter, known: MessageIdSet, now: number): Uint8Array {
+export function writeKnown(writer: ByteWriter, known: MessageIdSet, now: number): Uint8Array {
   writer.u48(now + limits.knownMs);
   known.write(writer);
   return writer.take();

@@ -14,7 +14,6 @@
  * group's message goes to one member alone, so the taker is none before it has the session. A crash of either side, or of
  * the core, leaves the session with the giver: the registry remembers it as a holder until the taker says that it has it.
  */
-import type { NodeName } from "../../cluster/name.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MessageIdSet } from "../../mqtt/message-id-set.ts";
@@ -80,16 +79,15 @@ export class Takeover {
   done(known: Uint8Array): void {
     const session = this.#broker.sessions.byClientId(this.#clientId);
     if (!session || session.connected || session.epoch >= this.#epoch) return;
-    this.#forget(session, MessageIdSet.read(new ByteReader(known)));
+    for (const delivery of this.#forget(session, MessageIdSet.read(new ByteReader(known))))
+      this.#broker.passOn(delivery);
   }
 
-  /** What a share group has given to this copy of the session alone goes back to the group. */
-  #forget(copy: Session, known: MessageIdSet): void {
-    const left = [...this.#waiting(copy)].filter(
-      ({ delivery: { message, shared } }) => shared !== undefined && !known.has(message.id, shared),
-    );
+  /** @returns what a share group has given to this copy of the session alone: it goes back to the group. */
+  #forget(copy: Session, known: MessageIdSet): Delivery[] {
+    const left = [...this.#waiting(copy)].map(({ delivery }) => delivery);
     this.#broker.sessions.forget(copy);
-    for (const { delivery } of left) this.#broker.passOn(delivery);
+    return left.filter(({ message, shared }) => shared !== undefined && !known.has(message.id, shared));
   }
 
   // ---- the taker --------------------------------------------------------------------------------------------------
@@ -114,8 +112,10 @@ export class Takeover {
     }
     try {
       await this.#pull(giver, session, moved.checkpoint, firstSeq);
-      if (copy) this.#forget(copy, session.known!);
+      const left = copy ? this.#forget(copy, session.known!) : [];
       this.#write(session);
+      // Behind the routes: this session may be the only one of its groups.
+      for (const delivery of left) this.#broker.passOn(delivery);
     } catch (error) {
       // Half a session is none: the giver has it whole.
       sessions.forget(session);
@@ -124,6 +124,8 @@ export class Takeover {
       store.deleteAdoption(session.id);
       for (const { filter } of moved.subscriptions) table.saved(filter);
     }
+    // Before the giver leaves its groups: what goes back to them may have nobody else to go to.
+    if (moved.subscriptions.some(isShared)) await this.#broker.core.outbox.addAndWait(fenceRecord());
   }
 
   async #pull(giver: HolderLink, session: Session, checkpoint: Checkpoint, firstSeq: number): Promise<void> {
@@ -190,11 +192,11 @@ export class Takeover {
     this.#broker.changeRoutes([this.#broker.table.add(subscription.filter, subscriber)]);
   }
 
-  /** The session is here now, whether the giver's answer comes or not. @returns whether it came. */
-  async dismiss(giver: NodeName): Promise<boolean> {
+  /** The session is here now, whether the giver hears of it or not. @returns whether it does. */
+  async dismiss(giver: HolderLink): Promise<boolean> {
     const known = this.#broker.sessions.byClientId(this.#clientId)?.known ?? new MessageIdSet();
     try {
-      await this.#broker.host.nodeAt(giver).takeOverDone(this.#clientId, this.#epoch, written(known));
+      await giver.takeOverDone(this.#clientId, this.#epoch, written(known));
       return true;
     } catch {
       return false;

@@ -339,7 +339,7 @@ export class Client {
     if (startsClean && isPresent) this.#world.violate(`session: present for ${this.name}, which started clean`);
     if (startsClean) return;
     if (isPresent && !this.#hasAskedForSession) this.#world.violate(`session: present for ${this.name}, a new client`);
-    if (!isPresent && !this.#mayHaveExpired && !this.#world.abandoned.delete(this.name))
+    if (!isPresent && !this.#mayHaveExpired && !this.#world.abandoned.has(this.name))
       this.#world.violate(`session: not present for ${this.name} on ${wire.nodeName}`);
   }
 
