@@ -78,7 +78,7 @@ export const limits = {
   /** How often that node is tried: as rarely as it has been away long, between these. */
   drainRetryFirstMs: 1_000,
   drainRetryLastMs: 30_000,
-  /** A node that may hold a session is asked for so long until the client is let in without it. */
+  /** A node that may hold a session is asked for so long, twice if the core reaches it: then its client is let in without it. */
   holderSilentMsMax: 7_000,
   /** Numbers kept free for what a session's old node gives it: more than a queue and a window hold. */
   seqsPerMove: 262_144,

@@ -83,11 +83,11 @@ export class Claims {
     const resume = !request.cleanStart;
     const dismissals: Promise<boolean>[] = [];
     for (const { node, since: holderSince } of holders) {
-      const holder = new HolderLink(
-        node,
-        () => broker.host.nodeAt(node),
-        () => !opening.superseded,
-      );
+      const holder = new HolderLink(node, {
+        connect: () => broker.host.nodeAt(node),
+        isWanted: () => !opening.superseded,
+        isReached: () => broker.core.reaches(node),
+      });
       try {
         const taken = await holder.takeOver(clientId, epoch, resume);
         if (taken.kind === "superseded") opening.superseded = true;

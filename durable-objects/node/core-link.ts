@@ -50,7 +50,12 @@ export class CoreLink {
 
   /** Resolves when all that was routed to the node before has reached it; rejects with Unreachable when that cannot be. */
   async settled(node: NodeName): Promise<void> {
-    if (!(await this.#call((core) => core.settled(node)))) throw new Unreachable(node);
+    if (!(await this.reaches(node))) throw new Unreachable(node);
+  }
+
+  /** Whether the core reaches the node. */
+  reaches(node: NodeName): Promise<boolean> {
+    return this.#call((core) => core.settled(node));
   }
 
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {

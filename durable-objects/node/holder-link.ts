@@ -2,8 +2,9 @@
  * A node that may hold a session which another one takes over.
  *
  * Its calls may be made twice, so they are, each on a fresh stub, until it has failed to answer for `holderSilentMsMax`.
- * Then it counts as unreachable, and the taker goes on without it. One that answers slowly, or that is overloaded, does
- * not: it has the session, and to go on without it would lose what was acknowledged.
+ * Then it counts as unreachable, unless the core reaches it and it answers after all, and the taker goes on without it. One
+ * that answers slowly, or that is overloaded, does not: it has the session, and to go on without it would lose what was
+ * acknowledged.
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
@@ -21,20 +22,25 @@ export class Unreachable extends Error {
   }
 }
 
+/** What the taker gives. */
+export interface HolderLinkHost {
+  /** Makes a fresh stub. */
+  readonly connect: () => NodeRpc;
+  /** Whether the session is still wanted. */
+  readonly isWanted: () => boolean;
+  /** Whether the core reaches the node. */
+  readonly isReached: () => Promise<boolean>;
+}
+
 export class HolderLink {
   readonly node: NodeName;
-  readonly #connect: () => NodeRpc;
-  readonly #isWanted: () => boolean;
+  readonly #host: HolderLinkHost;
   #answeredAt = Date.now();
+  #hasAskedCore = false;
 
-  /**
-   * @param connect makes a fresh stub
-   * @param isWanted whether the taker still wants the session
-   */
-  constructor(node: NodeName, connect: () => NodeRpc, isWanted: () => boolean) {
+  constructor(node: NodeName, host: HolderLinkHost) {
     this.node = node;
-    this.#connect = connect;
-    this.#isWanted = isWanted;
+    this.#host = host;
   }
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {
@@ -56,16 +62,25 @@ export class HolderLink {
   async #call<T>(call: (node: NodeRpc) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try {
-        const answer = await call(this.#connect());
+        const answer = await call(this.#host.connect());
         this.#answeredAt = Date.now();
         return answer;
       } catch (error) {
         const pauseMs = retryDelayMs(attempt);
         const isSilent = Date.now() + pauseMs >= this.#answeredAt + limits.holderSilentMsMax;
         if (isSilent && isOverloaded(error)) throw error;
-        if (isSilent || !this.#isWanted()) throw new Unreachable(this.node);
+        if (!this.#host.isWanted() || (isSilent && !(await this.#isBack()))) throw new Unreachable(this.node);
         await scheduler.wait(pauseMs);
       }
     }
+  }
+
+  /** Once: a node that the core reaches has the session, and is asked for as long again. */
+  async #isBack(): Promise<boolean> {
+    if (this.#hasAskedCore) return false;
+    this.#hasAskedCore = true;
+    const isReached = await this.#host.isReached();
+    this.#answeredAt = Date.now();
+    return isReached;
   }
 }

@@ -62,7 +62,19 @@ describe("[G4] the old node cannot be reached", () => {
     expect(await sessionsOf(clientId, [old, taker])).toEqual(["", "connected"]);
   });
 
-  test("a core that can reach it tells it at once", async () => {
+  test("one that the core reaches is asked again, and hands the session over", async () => {
+    const { node: old, client, clientId } = await meet("reached");
+    let isBack = false;
+    inject(old, (call, name) => {
+      isBack ||= name === "forward";
+      return isBack ? call() : Promise.reject(new Error("cut"));
+    });
+    const taken = await converse(newNode(), { ...durable, clientId });
+    expect(taken.connack.sessionPresent).toBe(true);
+    await expectEnded(client);
+  });
+
+  test("one that only the core can reach is told at once", async () => {
     const { node: old, client, clientId } = await meet("told");
     const taker = newNode();
     // What the core forwards arrives; what the taker asks does not.
