@@ -640,7 +640,9 @@ export class Session {
       if (entry.state === "pubrel") return { kind: "pubrel", packetId: entry.packetId };
       // Delivery has begun, so it goes on, also of what has expired since. [MQTT-4.4.0-1] [MQTT-3.3.2-5]
       const delivery = entry.delivery ?? load(entry);
-      if (delivery) return { kind: "publish", packetId: entry.packetId, dup: true, delivery };
+      // An exchange ends as it began, whatever has been subscribed since.
+      if (delivery)
+        return { kind: "publish", packetId: entry.packetId, dup: true, delivery: { ...delivery, qos: entry.qos } };
       this.#settle(entry);
     }
     return undefined;
