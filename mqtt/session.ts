@@ -200,6 +200,17 @@ export class Session {
     this.#subscriptions.set(subscription.filter, subscription);
   }
 
+  /** Whether messages would come in another way with this subscription. */
+  changesWith({ filter, qos, noLocal, retainAsPublished, subscriptionId }: Subscription): boolean {
+    const before = this.#subscriptions.get(filter);
+    const isSame =
+      before?.qos === qos &&
+      before.noLocal === noLocal &&
+      before.retainAsPublished === retainAsPublished &&
+      before.subscriptionId === subscriptionId;
+    return !isSame;
+  }
+
   unsubscribe(filter: string): boolean {
     if (!this.#subscriptions.delete(filter)) return false;
     this.#subscriptionBytes -= filter.length;

@@ -326,8 +326,7 @@ export class Broker {
     const changes: RouteChange[] = [];
     for (const { subscription } of wanted) {
       const { filter } = subscription;
-      // What waits is sent as it was subscribed.
-      this.sessions.keepOwn(session, filter, Infinity);
+      if (session.changesWith(subscription)) this.sessions.keepAsSubscribed(session, filter);
       session.subscribe(subscription);
       const change = this.table.add(filter, this.subscriberOf(session, subscription));
       if (change) changes.push(change);
@@ -391,7 +390,7 @@ export class Broker {
   }
 
   removeSubscription(session: Session, filter: string): boolean {
-    this.sessions.keepOwn(session, filter, Infinity);
+    this.sessions.keepAsSubscribed(session, filter);
     if (!session.unsubscribe(filter)) return false;
     this.changeRoutes([this.table.remove(filter, session.id)]);
     this.store.deleteSubscription(session.id, filter);

@@ -8,7 +8,8 @@
  */
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import { atNoTime, Session, type Place } from "../../mqtt/session.ts";
+import { atNoTime, Session, type Place, type Waiting } from "../../mqtt/session.ts";
+import { matches } from "../../mqtt/topic.ts";
 import { releaseRecord } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Reader } from "./message-log.ts";
@@ -190,7 +191,7 @@ export class Sessions {
       const loaded = this.#loaded.get(sessionId);
       const session = loaded ?? (this.#broker.store.hasInflight(sessionId, last) ? this.byId(sessionId) : undefined);
       if (session) {
-        this.keepOwn(session, filter, last);
+        this.#keepOwn(session, filter, last);
         this.#letGo(session);
       } else {
         const lost = seqs.filter((seq) => seq >= neededFrom).length;
@@ -200,13 +201,23 @@ export class Sessions {
   }
 
   /** What the session finds under a filter in the log, up to a number, it has on its own from now on. */
-  keepOwn(session: Session, filter: string, upTo: number): void {
+  #keepOwn(session: Session, filter: string, upTo: number): void {
+    this.#keepOwnWhere(session, (entry) => entry.filter === filter && entry.seq <= upTo);
+  }
+
+  /** A subscription changes: what waits by it, or would by the new one, is sent as it was subscribed when it came. */
+  keepAsSubscribed(session: Session, filter: string): void {
+    this.#keepOwnWhere(session, (entry, topic) => entry.filter === filter || matches(filter, topic));
+  }
+
+  #keepOwnWhere(session: Session, isMeant: (entry: Waiting, topic: string) => boolean): void {
     const { store, dispatcher } = this.#broker;
     const load = dispatcher.load(session, Date.now());
     for (const entry of session.waiting()) {
-      if (entry.filter !== filter || entry.seq > upTo) continue;
+      if (entry.filter === undefined) continue;
       const delivery = entry.delivery ?? load(entry);
-      if (delivery) store.putDelivery(session.id, entry.seq, delivery);
+      if (!delivery || !isMeant(entry, delivery.message.topic)) continue;
+      store.putDelivery(session.id, entry.seq, delivery);
       session.own(entry);
     }
   }
