@@ -24,16 +24,29 @@ export interface IdPlace {
  * @param shared the `$share/group/filter` that the message came by
  */
 export function placeOf(id: string, shared: string | undefined, blockLength: number): IdPlace {
-  const life = id.slice(0, lifeChars);
-  const number = Number.parseInt(id.slice(lifeChars), 36);
+  const number = numberOf(id);
   if (!Number.isSafeInteger(number)) throw new Error(`"${id}" is no message id`);
   const block = Math.floor(number / blockLength);
-  return { origin: life + (shared ?? ""), block, index: number - block * blockLength };
+  return { origin: lifeOf(id) + (shared ?? ""), block, index: number - block * blockLength };
 }
 
 /** The id of a life's nth message. */
 export function messageIdOf(life: string, number: number): string {
   return life + number.toString(36);
+}
+
+/** The node's life that gave an id. */
+export function lifeOf(id: string): string {
+  return id.slice(0, lifeChars);
+}
+
+/** Whether a life gave this id before the other one, or both are the same; of two lives nobody can tell. */
+export function isUpTo(id: string, other: string): boolean {
+  return lifeOf(id) === lifeOf(other) && numberOf(id) <= numberOf(other);
+}
+
+function numberOf(id: string): number {
+  return Number.parseInt(id.slice(lifeChars), 36);
 }
 
 export class MessageIdSet {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { lifeChars, messageIdOf, MessageIdSet, placeOf } from "../../mqtt/message-id-set.ts";
+import { isUpTo, lifeChars, lifeOf, messageIdOf, MessageIdSet, placeOf } from "../../mqtt/message-id-set.ts";
 import { random } from "../support/random.ts";
 
 const life = "4f1c09d2a6b3";
@@ -42,6 +42,24 @@ describe("the place of an id", () => {
 
   test.each([life, `${life} `, "", "short", `${life}!`])('"%s" is no id of a message', (id) => {
     expect(() => placeOf(id, undefined, blockIds)).toThrow("no message id");
+  });
+});
+
+describe("the order of ids", () => {
+  test("within a life it is that of their numbers, whatever their length", () => {
+    const numbers = [0, 1, 35, 36, 71, 1_295, 1_296, 10 ** 12];
+    for (const one of numbers)
+      for (const another of numbers)
+        expect(isUpTo(messageIdOf(life, one), messageIdOf(life, another))).toBe(one <= another);
+  });
+
+  test("between lives there is none, nor with what is no id", () => {
+    expect(lifeOf(messageIdOf(life, 5))).toBe(life);
+    for (const number of [1, 2, 3]) expect(isUpTo(messageIdOf(life, 2), messageIdOf(other, number))).toBe(false);
+    for (const id of ["", "id", life]) {
+      expect(isUpTo(id, messageIdOf(life, 1))).toBe(false);
+      expect(isUpTo(messageIdOf(life, 1), id)).toBe(false);
+    }
   });
 });
 
