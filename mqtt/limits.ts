@@ -46,6 +46,8 @@ export const limits = {
   retainedMessagesMax: 1_000_000,
   /** Retained messages that have expired are deleted together, once in this time at most. */
   retainedSweepMs: 60_000,
+  /** What a core remembers of the messages that were retained or cleared a topic, to know those that come again. */
+  latestIdsBytesMax: 4_194_304,
   /** Password checks waiting on one node, beyond which CONNECT is answered with 0x89; users known without another check. */
   passwordChecksWaitingMax: 32,
   passwordsKnownMax: 10_000,

@@ -137,7 +137,7 @@ export class Core {
       return;
     }
     this.metrics.add("messages.publish");
-    if (message.retain && only === "" && !this.#retain(message, bytes)) {
+    if (message.retain && only === "" && !this.#retain(node, message, bytes)) {
       this.metrics.add("messages.dropped.quota");
       answer.codes[index] = ReasonCode.QuotaExceeded;
       return;
@@ -201,7 +201,9 @@ export class Core {
   // ---- retained ---------------------------------------------------------------------------------------------------
 
   /** @returns whether there was room. */
-  #retain(message: Message, bytes: Uint8Array): boolean {
+  #retain(node: NodeName, message: Message, bytes: Uint8Array): boolean {
+    // A delayed message is the core's own by now, and counts from now on, whatever its id says.
+    if (node !== this.name && this.store.retained.isOutdated(message)) return true;
     const isKept = this.store.retained.put(message, bytes);
     if (isKept && message.expiresAt > 0) this.host.ringAt(sweepOf(message.expiresAt));
     return isKept;

@@ -4,20 +4,27 @@
  *
  * An expired message is given to nobody from that moment; it is deleted when the alarm rings next.
  *
+ * A batch may come again, and behind a later one. Ids of one life of a node rise in the order of its clients' publishes, so
+ * a message is outdated when a later one of its life has been here. The row says so of the message that it holds. What has
+ * cleared a topic, or was replaced by another node's message, is in memory alone: forgotten after a while, or in a crash.
+ *
  * Rows written: one for a topic that is known, two for a new one, one more if the message expires; one a turn for the count.
  */
-import { concatenate } from "../../mqtt/byte-buffer.ts";
+import { ByteReader, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
-import type { Message } from "../../mqtt/message.ts";
+import { isUpTo } from "../../mqtt/message-id-set.ts";
+import { readMessage, type Message } from "../../mqtt/message.ts";
 import { seekAfter } from "../../mqtt/topic-scan.ts";
 import { matches } from "../../mqtt/topic.ts";
 import type { RetainedPage } from "../rpc.ts";
 import type { Sql } from "../schema.ts";
+import { LatestIds } from "./latest-ids.ts";
 import { RowCount } from "./row-count.ts";
 
 export class RetainedStore {
   readonly #sql: Sql;
   readonly #count: RowCount;
+  readonly #latest = new LatestIds();
 
   constructor(sql: Sql) {
     this.#sql = sql;
@@ -28,11 +35,30 @@ export class RetainedStore {
     return this.#count.value;
   }
 
+  /** Whether a later message of its life on its topic has been here, or this very one. */
+  isOutdated(message: Message): boolean {
+    const latest = this.#latest.get(message) ?? this.#idOn(message.topic);
+    return latest !== undefined && isUpTo(message.id, latest);
+  }
+
+  /** Of the message that is retained. */
+  #idOn(topic: string): string | undefined {
+    const query = "SELECT message FROM retained WHERE topic = ?";
+    const row = this.#sql.exec<{ message: ArrayBuffer }>(query, topic).toArray()[0];
+    return row && readMessage(new ByteReader(new Uint8Array(row.message))).id;
+  }
+
   /**
    * The message takes the place of its topic's last one; without a payload it only clears it.
    * @returns whether there was room.
    */
-  put({ topic, payload, expiresAt }: Message, bytes: Uint8Array): boolean {
+  put(message: Message, bytes: Uint8Array): boolean {
+    const isKept = this.#replace(message, bytes);
+    if (isKept) this.#latest.add(message);
+    return isKept;
+  }
+
+  #replace({ topic, payload, expiresAt }: Message, bytes: Uint8Array): boolean {
     if (payload.length === 0) {
       this.#delete("topic = ?", topic);
       return true;

@@ -5,9 +5,10 @@ import type { Packet } from "mqtt-packet";
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { RetainedStore } from "../../durable-objects/coordinator/retained-store.ts";
-import type { RetainedPage } from "../../durable-objects/rpc.ts";
+import { joinRecords, publishRecord, type RetainedPage } from "../../durable-objects/rpc.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
+import { messageIdOf } from "../../mqtt/message-id-set.ts";
 import { readMessage, writeMessage } from "../../mqtt/message.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { matches } from "../../mqtt/topic.ts";
@@ -17,6 +18,7 @@ import {
   coreName,
   coreStub,
   crash,
+  durable,
   newNode,
   publish,
   publishAndWait,
@@ -26,6 +28,7 @@ import {
 } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
 import { countedSql } from "./counted-sql.ts";
+import { inject, useFaults } from "./faults.ts";
 
 vi.setConfig({ testTimeout: 20_000, hookTimeout: 60_000 });
 
@@ -41,9 +44,19 @@ function pass(seconds: number): void {
   vi.setSystemTime(Date.now() + seconds * 1000);
 }
 
+const life = "4f1c09d2a6b3";
+let messages = 0;
+
 function messageOf(topic: string, fields: Partial<Message> = {}): Message {
   const payload = new TextEncoder().encode(topic);
-  const rest = { id: "id", qos: 1, retain: true, properties: new Uint8Array(), expiresAt: 0, from: "test" } as const;
+  const rest = {
+    id: messageIdOf(life, messages++),
+    qos: 1,
+    retain: true,
+    properties: new Uint8Array(),
+    expiresAt: 0,
+    from: "test",
+  } as const;
   return { topic, payload, ...rest, ...fields };
 }
 
@@ -353,5 +366,113 @@ describe("a message that expires", () => {
     expect(written).toBe(limits.pageMessagesMax + 1);
     expect(await kept("expire/many/*")).toHaveLength(10);
     expect(await onDisk((store) => store.nextSweep()).then(({ result }) => result)).toBeLessThanOrEqual(Date.now());
+  });
+});
+
+describe("a message that comes again, or late, does not take the place of a later one", () => {
+  const otherLife = "0123456789ab";
+  const encoder = new TextEncoder();
+
+  /** A batch of one record, from a node. */
+  async function route(record: Uint8Array): Promise<number> {
+    const [code] = await coreStub().route(newNode(), joinRecords([record], record.length));
+    return code!;
+  }
+
+  /** An empty payload clears. */
+  async function retain(topic: string, number: number, payload: string, ofLife = life): Promise<void> {
+    const message = messageOf(topic, { id: messageIdOf(ofLife, number), payload: encoder.encode(payload) });
+    expect(await route(publishRecord(writer, { message, delaySeconds: 0, only: "" }))).toBeLessThan(0x80);
+  }
+
+  async function retained(filter: string): Promise<string[]> {
+    const { messages: found } = await coreStub().retained(filter, undefined, 500);
+    const payloads: string[] = [];
+    for (const reader = new ByteReader(found); !reader.done;)
+      payloads.push(new TextDecoder().decode(readMessage(reader).payload));
+    return payloads;
+  }
+
+  test("of the same life", async () => {
+    // As text the second, 10, comes before the first, z.
+    await retain("again/same", 35, "older");
+    await retain("again/same", 36, "later");
+    await retain("again/same", 35, "older");
+    expect(await retained("again/same")).toEqual(["later"]);
+    await retain("again/same", 37, "latest");
+    expect(await retained("again/same")).toEqual(["latest"]);
+  });
+
+  test("also after a crash of the core", async () => {
+    await retain("again/crash", 35, "older");
+    await retain("again/crash", 36, "later");
+    await crash(coreName);
+    await retain("again/crash", 35, "older");
+    await retain("again/crash", 34, "");
+    expect(await retained("again/crash")).toEqual(["later"]);
+  });
+
+  test("nor of one that cleared the topic", async () => {
+    await retain("again/cleared", 1, "older");
+    await retain("again/cleared", 2, "");
+    await retain("again/cleared", 1, "older");
+    expect(await retained("again/cleared")).toEqual([]);
+    await retain("again/cleared", 3, "later");
+    await retain("again/cleared", 2, "");
+    expect(await retained("again/cleared")).toEqual(["later"]);
+  });
+
+  test("nor of another node's, which took its place; between nodes the last to come counts", async () => {
+    await retain("again/other", 7, "older");
+    await retain("again/other", 1, "later", otherLife);
+    await retain("again/other", 7, "older");
+    expect(await retained("again/other")).toEqual(["later"]);
+    await retain("again/other", 8, "latest");
+    expect(await retained("again/other")).toEqual(["latest"]);
+  });
+
+  test("but a delayed message counts from when it is due", async () => {
+    const delayed = messageOf("again/delayed", { id: messageIdOf(life, 1), payload: encoder.encode("delayed") });
+    await route(publishRecord(writer, { message: delayed, delaySeconds: 10, only: "" }));
+    await retain("again/delayed", 2, "meanwhile");
+    expect(await retained("again/delayed")).toEqual(["meanwhile"]);
+    pass(11);
+    await runDurableObjectAlarm(coreStub());
+    expect(await retained("again/delayed")).toEqual(["delayed"]);
+  });
+
+  describe("though its node crashes", () => {
+    useFaults();
+
+    test("[MQTT-4.3.3-10] QoS 2, unanswered and sent again behind one that was answered", async () => {
+      const [node, stuck] = [newNode(), newNode()];
+      const watcher = await converse(newNode());
+      await subscribe(watcher, "again/qos2");
+      const silent = await converse(stuck);
+      await subscribe(silent, "stuck");
+      let release = (): void => {};
+      const released = new Promise<void>((resolve) => (release = resolve));
+      inject(stuck, (call, name) => (name === "forward" ? released.then(call) : call()));
+
+      const id = { clientId: "again-qos2", ...durable };
+      const client = await converse(node, id);
+      const older = publish("again/qos2", "older", 2, { messageId: 1, retain: true });
+      const later = publish("again/qos2", "later", 2, { messageId: 2, retain: true });
+      // One batch, whose answer waits for the node that is stuck.
+      client.send(older, publish("stuck", "x", 1, { messageId: 9 }));
+      await watcher.expectMessage("older");
+      client.send(later);
+      await watcher.expectMessage("later");
+      // Behind it on all its ways: when this is answered, so is that.
+      await publishAndWait(await converse(node), "again/qos2", "marker");
+      await crash(node);
+
+      const again = await converse(node, id);
+      again.send({ ...older, dup: true }, { ...later, dup: true });
+      await again.expect("pubrec", { messageId: 1 });
+      await again.expect("pubrec", { messageId: 2 });
+      expect(await retained("again/qos2")).toEqual(["later"]);
+      release();
+    });
   });
 });
