@@ -328,8 +328,11 @@ export class Broker {
       const { filter } = subscription;
       if (session.changesWith(subscription)) this.sessions.keepAsSubscribed(session, filter);
       session.subscribe(subscription);
-      const change = this.table.add(filter, this.subscriberOf(session, subscription));
+      const before = this.table.subscriber(filter, session.id);
+      const subscriber = this.subscriberOf(session, subscription);
+      const change = this.table.add(filter, subscriber);
       if (change) changes.push(change);
+      if (before?.isLogged && !subscriber.isLogged) this.log.handleReaderLeft(filter);
     }
     const refused = new Set<string>();
     for (const change of changes)
