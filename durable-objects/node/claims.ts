@@ -100,7 +100,7 @@ export class Claims {
         if (isNewer) await takeover.adopt(holder, taken.session);
         dismissals.push(takeover.dismiss(holder));
       } catch (error) {
-        if (!(error instanceof Unreachable) || error.node !== node) throw error;
+        if (!(error instanceof Unreachable)) throw error;
         if (!opening.superseded) opening.superseded = !(await broker.core.abandon(clientId, epoch, node));
         if (opening.superseded) break;
       }

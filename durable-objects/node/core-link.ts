@@ -7,7 +7,6 @@ import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
 import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
-import { Unreachable } from "./holder-link.ts";
 
 export interface CoreLinkEvents {
   /** A batch is about to leave: the runtime holds it until what is written now is durable. */
@@ -48,9 +47,9 @@ export class CoreLink {
     return this.#call((core) => core.abandon(clientId, epoch, holder));
   }
 
-  /** Resolves when all that was routed to the node before has reached it; rejects with Unreachable when that cannot be. */
+  /** Resolves when all that was routed to the node before has reached it; rejects when the core cannot reach it. */
   async settled(node: NodeName): Promise<void> {
-    if (!(await this.reaches(node))) throw new Unreachable(node);
+    if (!(await this.reaches(node))) throw new Error(`the core cannot reach ${node}`);
   }
 
   /** Whether the core reaches the node. */

@@ -3,8 +3,8 @@
  *
  * Its calls may be made twice, so they are, each on a fresh stub, until it has failed to answer for `holderSilentMsMax`.
  * Then it counts as unreachable, unless the core reaches it and it answers after all, and the taker goes on without it. One
- * that answers slowly, or that is overloaded, does not: it has the session, and to go on without it would lose what was
- * acknowledged.
+ * that answers slowly, that is overloaded, or that the core alone does not reach, does not: it has the session, and to go on
+ * without it would lose what was acknowledged.
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
@@ -14,11 +14,9 @@ import type { NodeRpc, StoredDelivery, TakenOver } from "../rpc.ts";
 /** The node does not answer. */
 export class Unreachable extends Error {
   override readonly name = "Unreachable";
-  readonly node: NodeName;
 
   constructor(node: NodeName) {
     super(`${node} cannot be reached`);
-    this.node = node;
   }
 }
 
@@ -66,11 +64,12 @@ export class HolderLink {
         this.#answeredAt = Date.now();
         return answer;
       } catch (error) {
-        const pauseMs = retryDelayMs(attempt);
-        const isSilent = Date.now() + pauseMs >= this.#answeredAt + limits.holderSilentMsMax;
+        const leftMs = this.#answeredAt + limits.holderSilentMsMax - Date.now();
+        const isSilent = leftMs <= 0;
         if (isSilent && isOverloaded(error)) throw error;
         if (!this.#host.isWanted() || (isSilent && !(await this.#isBack()))) throw new Unreachable(this.node);
-        await scheduler.wait(pauseMs);
+        // The last try is at the end.
+        await scheduler.wait(isSilent ? 0 : Math.min(retryDelayMs(attempt), leftMs));
       }
     }
   }

@@ -96,6 +96,20 @@ describe("[G4] the old node cannot be reached", () => {
     await client.expectMessage("1");
   });
 
+  test("one that only the core cannot reach is not given up, and keeps the session for when it can", async () => {
+    const { node: old, client, clientId, topic, publisher } = await meet("parked");
+    cutForward(old);
+    await publishAndWait(publisher, topic, "1");
+    const taker = newNode();
+    const refused = await knock(taker, { ...durable, clientId });
+    await refused.expect("connack", { reasonCode: 0x88 });
+    await expectEnded(client);
+    heal(old);
+    const taken = await converse(taker, { ...durable, clientId });
+    expect(taken.connack.sessionPresent).toBe(true);
+    await taken.expectMessage("1");
+  });
+
   test("the client comes back to it before it heard: what it has there is not resumed, but what the other has", async () => {
     const { node: old, client, clientId, topic, publisher } = await meet("back");
     cut(old);
