@@ -236,16 +236,15 @@ function checkWills(world: World, ledger: Ledger, connections: readonly Connecti
     const next = connections.slice(index + 1).find((each) => each.at !== undefined);
     const asked = connections.slice(index + 1).find((each) => each.askedAt !== undefined);
     const isBackInTime = next?.startsClean === false && next.at! < Math.min(leftAt, overAt) + delayMs;
-    const mayNot = isOrderly || left === undefined || isBackInTime;
+    // A client that is back elsewhere may be back before its old node can be told.
+    const mayNot = isOrderly || left === undefined || (isBackInTime && next?.wire.nodeName === wire.nodeName);
     // A server that has not missed the client yet does when it comes back, or some time later.
     const isMissed = (asked?.askedAt ?? world.now) > overAt + delayMs + willSlackMs;
     const must = left !== "disconnect" && (isMissed || (delayMs === 0 && asked !== undefined));
     for (const { session, filter, qos, since, until } of ledger.sessions.flatMap(({ interests }) => interests)) {
       const hasCome = session.arrivals.some((arrival) => arrival.name === name);
       const isWatching = qos > 0 && matches(filter, will.topic) && since < at && until === undefined && session.lasts;
-      // A node that cannot be told that its client is elsewhere misses it.
-      if (mayNot && hasCome && world.network.outages === 0)
-        world.violate(`will: ${name} came to ${session.clientId}, and was not to`);
+      if (mayNot && hasCome) world.violate(`will: ${name} came to ${session.clientId}, and was not to`);
       if (must && !mayNot && isWatching && !hasCome) world.violate(`will: ${name} did not come to ${session.clientId}`);
     }
   }

@@ -30,7 +30,10 @@ test.each([
   { seed: 46, what: "an older copy of a session that is found on the way ends without its will" },
   { seed: 92, what: "[G3] a batch that comes again does not undo a route that was added behind it" },
   { seed: 232, what: "... nor bring back an older retained message" },
-  { seed: 682, what: "[G1] what a share group gave to an older copy of a session goes back behind the routes of the newer" },
+  {
+    seed: 682,
+    what: "[G1] what a share group gave to an older copy of a session goes back behind the routes of the newer",
+  },
   { seed: 824, what: "[G1] a giver leaves its share groups when the taker is in them" },
 ])("$what (seed $seed)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false })).violations).toEqual([]);
