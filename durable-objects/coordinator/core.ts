@@ -139,8 +139,11 @@ export class Core {
     this.metrics.add("messages.publish");
     if (message.retain && only === "" && !this.#retain(node, message, bytes)) {
       this.metrics.add("messages.dropped.quota");
-      answer.codes[index] = ReasonCode.QuotaExceeded;
-      return;
+      if (message.qos > 0) {
+        answer.codes[index] = ReasonCode.QuotaExceeded;
+        return;
+      }
+      // Nobody will send a QoS 0 message again: those who are subscribed get it all the same.
     }
     const routed: Routed = { node, message, bytes, answer, index };
     const targets = new Map<NodeName, Matched[]>();
@@ -200,13 +203,19 @@ export class Core {
 
   // ---- retained ---------------------------------------------------------------------------------------------------
 
-  /** @returns whether there was room. */
+  /** @returns whether the disk has taken it, or has a later one. */
   #retain(node: NodeName, message: Message, bytes: Uint8Array): boolean {
-    // A delayed message is the core's own by now, and counts from now on, whatever its id says.
-    if (node !== this.name && this.store.retained.isOutdated(message)) return true;
-    const isKept = this.store.retained.put(message, bytes);
-    if (isKept && message.expiresAt > 0) this.host.ringAt(sweepOf(message.expiresAt));
-    return isKept;
+    const { retained } = this.store;
+    try {
+      // A delayed message is the core's own by now, and counts from now on, whatever its id says.
+      if (node !== this.name && retained.isOutdated(message)) return true;
+      if (!retained.put(message, bytes)) return false;
+    } catch (error) {
+      console.error(`a message could not be retained: ${String(error)}`);
+      return false;
+    }
+    if (message.expiresAt > 0) this.host.ringAt(sweepOf(message.expiresAt));
+    return true;
   }
 
   #sweepRetained(now: number): void {

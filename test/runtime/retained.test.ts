@@ -369,6 +369,49 @@ describe("a message that expires", () => {
   });
 });
 
+describe("what cannot be retained", () => {
+  const patience = { ...limits };
+  afterEach(() => {
+    Object.assign(limits, patience);
+    vi.restoreAllMocks();
+  });
+
+  const causes: readonly (readonly [cause: string, prepare: () => Promise<void>])[] = [
+    [
+      "for want of room",
+      async () => {
+        const [all] = await counts();
+        Object.assign(limits, { retainedMessagesMax: all });
+      },
+    ],
+    [
+      "because the disk fails",
+      async () => {
+        vi.spyOn(RetainedStore.prototype, "put").mockImplementation(() => {
+          throw new Error("SQLITE_FULL");
+        });
+      },
+    ],
+  ];
+
+  test.each(causes)("%s: QoS 0 goes to those who are subscribed, QoS 1 and 2 are refused", async (cause, prepare) => {
+    const topic = `full/${cause}`;
+    const client = await converse(newNode());
+    const watcher = await converse(newNode());
+    await subscribe(watcher, topic, { rap: true });
+    await prepare();
+    client.send(publish(topic, "0", 0, { retain: true }));
+    for (const qos of [1, 2] as const) {
+      client.send(publish(topic, String(qos), qos, { messageId: qos, retain: true }));
+      await client.expect(qos === 1 ? "puback" : "pubrec", { messageId: qos, reasonCode: 0x97 });
+    }
+    await publishAndWait(client, topic, "marker");
+    await watcher.expectMessage("0", { qos: 0, retain: true });
+    await watcher.expectMessage("marker", { retain: false });
+    expect(await rows(coreName, "SELECT topic FROM retained WHERE topic = ?", topic)).toEqual([]);
+  });
+});
+
 describe("a message that comes again, or late, does not take the place of a later one", () => {
   const otherLife = "0123456789ab";
   const encoder = new TextEncoder();
