@@ -42,6 +42,10 @@ export const limits = {
   /** Messages in one page, and topics looked at for it: each is a query of its own. */
   pageMessagesMax: 500,
   pageTopicsMax: 2_000,
+  /** Pages of retained messages under way to one node. */
+  retainedPagesUnderWayMax: 4,
+  /** How fast a client gets retained messages at QoS 0, page by page: nobody says how fast it takes them. */
+  retainedQos0BytesPerMsMax: 4_096,
   /** Retained messages of one cluster; beyond it a new topic is refused with 0x97. */
   retainedMessagesMax: 1_000_000,
   /** Retained messages that have expired are deleted together, once in this time at most. */

@@ -212,6 +212,22 @@ describe("small bounds", () => {
     }
   });
 
+  test("max_mqueue_len: retained messages come as there is room, and make none", async () => {
+    const publisher = await connect(broker.urlOf(slot(0)));
+    const topics = Array.from({ length: 20 }, (_, number) => `kept/${String(number).padStart(2, "0")}`);
+    for (const topic of topics) await publisher.publish(topic, topic, { qos: 1, retain: true });
+    for (const properties of [{}, { sessionExpiryInterval: 60 }]) {
+      const subscriber = await converseConnected(broker.urlOf(slot(1)), { properties });
+      expect(await granted(subscriber, "kept/#", 1)).toBe(1);
+      for (const topic of topics) {
+        const message = await subscriber.expect("publish");
+        expect(message).toMatchObject({ topic, retain: true });
+        subscriber.send({ cmd: "puback", messageId: message.messageId! });
+      }
+      await subscriber.expectNothing();
+    }
+  });
+
   test("[G6] max_mqueue_len: the oldest make room, and are counted", async () => {
     const session = { clientId: "queue", clean: false, properties: { sessionExpiryInterval: 100 } };
     const first = await connect(broker.urlOf(slot(1)), session);

@@ -1,0 +1,162 @@
+// How a node reads retained messages for its clients: how fast, how many at once, in turns, and what happens meanwhile.
+
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
+import { joinRecords, publishRecord, type CoordinatorRpc } from "../../durable-objects/rpc.ts";
+import { ByteWriter } from "../../mqtt/byte-buffer.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { messageBytes } from "../../mqtt/message.ts";
+import type { Message } from "../../mqtt/message.ts";
+import { messageIdOf } from "../../mqtt/message-id-set.ts";
+import { converse, coreStub, durable, newNode, publish, subscribe } from "./conversation.ts";
+import type { Conversation } from "./conversation.ts";
+
+vi.setConfig({ testTimeout: 20_000 });
+
+/** The pages that were asked for, by filter, and how many are under way. */
+let asked: { filter: string; after: string | undefined }[];
+let underWay: number;
+/** What a call meets. */
+let fault: () => Promise<void>;
+
+const usual = { ...limits };
+
+beforeEach(() => {
+  asked = [];
+  underWay = 0;
+  fault = async () => {};
+  const prototype = Coordinator.prototype as unknown as Record<"retained", CoordinatorRpc["retained"]>;
+  const original = prototype.retained;
+  vi.spyOn(prototype, "retained").mockImplementation(async function (this: unknown, ...args) {
+    asked.push({ filter: args[0], after: args[1] });
+    underWay++;
+    try {
+      await fault();
+      return await original.apply(this, args);
+    } finally {
+      underWay--;
+    }
+  });
+});
+
+afterEach(() => {
+  Object.assign(limits, usual);
+  vi.restoreAllMocks();
+});
+
+/** Calls wait until it is called. */
+function holdPages(): () => void {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  fault = () => promise;
+  return resolve;
+}
+
+let kept = 0;
+
+/** Retains a message on each of these topics. */
+async function retain(...topics: string[]): Promise<Message[]> {
+  const writer = new ByteWriter();
+  const rest = { qos: 2, retain: true, properties: new Uint8Array(), expiresAt: 0, from: "test" } as const;
+  const messages = topics.map((topic) => {
+    const id = messageIdOf("4f1c09d2a6b3", kept++);
+    return { id, topic, payload: new TextEncoder().encode(topic), ...rest };
+  });
+  const records = messages.map((message) => publishRecord(writer, { message, delaySeconds: 0, only: "" }));
+  const bytes = records.reduce((sum, { length }) => sum + length, 0);
+  await coreStub().route(newNode(), joinRecords(records, bytes));
+  return messages;
+}
+
+function numbered(root: string, count: number): string[] {
+  return Array.from({ length: count }, (_, number) => `${root}/${String(number).padStart(3, "0")}`);
+}
+
+async function expectMessages(client: Conversation, payloads: readonly string[]): Promise<void> {
+  for (const payload of payloads) await client.expectMessage(payload, { qos: 0, retain: true });
+}
+
+/** Takes so many messages at QoS 1 and acknowledges them. @returns their payloads. */
+async function take(client: Conversation, count: number): Promise<string[]> {
+  const payloads: string[] = [];
+  while (payloads.length < count) {
+    const { messageId, payload } = await client.expect("publish", { qos: 1 });
+    client.send({ cmd: "puback", messageId: messageId! });
+    payloads.push(payload.toString());
+  }
+  return payloads;
+}
+
+test("[G6] at QoS 0 the next page is not read before the client can have taken the last", async () => {
+  const topics = numbered("slow", 25);
+  const messages = await retain(...topics);
+  const page = messages.slice(0, 10).reduce((sum, message) => sum + messageBytes(message), 0);
+  // A page a second.
+  Object.assign(limits, { pageMessagesMax: 10, retainedQos0BytesPerMsMax: page / 1000 });
+  const client = await converse(newNode());
+  await subscribe(client, "slow/#", { qos: 0 });
+  await expectMessages(client, topics.slice(0, 10));
+  await client.expectNothing();
+  expect(asked).toHaveLength(1);
+  await expectMessages(client, topics.slice(10, 20));
+  await client.expectNothing();
+  expect(asked).toHaveLength(2);
+  await expectMessages(client, topics.slice(20));
+  await client.expectNothing();
+  expect(asked).toHaveLength(3);
+});
+
+test("[G6] a node asks for few pages at once, and its clients take turns", async () => {
+  Object.assign(limits, { pageMessagesMax: 2 });
+  const roots = Array.from({ length: 3 * limits.retainedPagesUnderWayMax }, (_, index) => `turn/${index}`);
+  for (const root of roots) await retain(...numbered(root, 3));
+  const release = holdPages();
+  const node = newNode();
+  const clients = await Promise.all(roots.map(() => converse(node)));
+  for (const [index, client] of clients.entries()) {
+    await subscribe(client, `${roots[index]}/#`, { qos: 0 });
+    await client.expectNothing();
+    expect(underWay).toBeLessThanOrEqual(limits.retainedPagesUnderWayMax);
+  }
+  expect(underWay).toBe(limits.retainedPagesUnderWayMax);
+  release();
+  for (const [index, client] of clients.entries()) await expectMessages(client, numbered(roots[index]!, 3));
+  expect(asked.map(({ after }) => after === undefined)).toEqual([...roots.map(() => true), ...roots.map(() => false)]);
+});
+
+test("[G1] what is published while a page is under way is not dropped for it", async () => {
+  const queueMax = 1000;
+  const window = 10;
+  const [topics, live] = [numbered("room", limits.pageMessagesMax), numbered("live", 700)];
+  expect(topics.length + live.length - window).toBeGreaterThan(queueMax);
+  await retain(...topics);
+  const release = holdPages();
+  const client = await converse(newNode(), {
+    ...durable,
+    properties: { ...durable.properties, receiveMaximum: window },
+  });
+  await subscribe(client, ["room/#", "live"], { qos: 1 });
+  // 3.1.1, whose clients have no Receive Maximum to keep to.
+  const publisher = await converse(newNode(), { version: 4 });
+  publisher.send(...live.map((payload, index) => publish("live", payload, 1, { messageId: index + 1 })));
+  for (const [index] of live.entries()) await publisher.expect("puback", { messageId: index + 1 });
+  expect(underWay).toBe(1);
+  release();
+  expect(await take(client, live.length + topics.length)).toEqual([...live, ...topics]);
+  await client.expectNothing();
+});
+
+test("a read that the core did not answer is made again, for those who are still there", async () => {
+  Object.assign(limits, { attemptsMax: 2, retryLastMs: 1000 });
+  await retain("failed/1");
+  const node = newNode();
+  fault = () => Promise.reject(new Error("cut"));
+  const [stays, leaves] = [await converse(node), await converse(node)];
+  await subscribe(stays, "failed/1", { qos: 0 });
+  await subscribe(leaves, "failed/+", { qos: 0 });
+  await vi.waitUntil(() => asked.length === 4, { timeout: 5_000 });
+  await leaves.leave();
+  fault = async () => {};
+  await stays.expectMessage("failed/1");
+  await stays.expectNothing();
+  expect(asked.slice(4)).toEqual([{ filter: "failed/1", after: undefined }]);
+});
