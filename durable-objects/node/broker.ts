@@ -140,7 +140,8 @@ export class Broker {
     // Sleep leaves all sockets and a crash none: where there is one, none was lost.
     const lost = this.#sockets.size > 0 ? [] : this.store.connectedIds();
     if (lost.length > 0) {
-      this.log.deleteUnread();
+      this.log.handleCrash();
+      this.sessions.saveSoon();
       setImmediate(() => this.sessions.handleLost(lost));
     }
     this.store.clearAdoptions();

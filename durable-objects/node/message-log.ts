@@ -199,7 +199,13 @@ export class MessageLog {
     else this.#examine(filter);
   }
 
-  /** A crash has left messages under filters that nobody subscribes by on disk. */
+  /** A crash has left messages that nobody needs: under filters that nobody subscribes by, or before they were trimmed. */
+  handleCrash(): void {
+    this.deleteUnread();
+    for (const { filter } of this.#sql.exec<{ filter: string }>("SELECT DISTINCT filter FROM log"))
+      this.#unexamined.add(filter);
+  }
+
   deleteUnread(): void {
     this.#sql.exec("DELETE FROM log WHERE filter NOT IN (SELECT filter FROM subscription)");
   }
