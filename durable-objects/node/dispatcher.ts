@@ -95,7 +95,8 @@ export class Dispatcher {
     const subscribers = matched.flatMap(({ key }) => [...table.subscribers(key)]);
     for (const sessionId of new Set(subscribers.map((subscriber) => subscriber.sessionId))) {
       const session = sessions.byId(sessionId);
-      if (!session || session.arrivedBehind < before) continue;
+      const wasHere = session && !session.adopting && session.arrivedBehind < before;
+      if (!session || wasHere) continue;
       const delivery = this.#deliveryOf(session, forms.message, matched);
       if (!delivery) continue;
       if (!session.adopting) this.deliver(session, delivery, now, forms);
