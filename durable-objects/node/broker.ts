@@ -15,6 +15,7 @@ import { SubscriptionTable, type RouteChange, type Subscriber } from "../../clus
 import type { ChannelContext, ConnectionFacts, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import type { Message } from "../../mqtt/message.ts";
+import { limits } from "../../mqtt/limits.ts";
 import { lifeChars, messageIdOf } from "../../mqtt/message-id-set.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/session.ts";
@@ -418,6 +419,7 @@ export class Broker {
   /** Everything that is due; says when to ring next. */
   handleAlarm(now: number): void {
     let next = this.sessions.handleDue(now);
+    if (this.own.isWaiting) next = Math.min(next, now + limits.ownMessagesRetryMs);
     for (const [sessionId, socket] of this.#sockets) {
       const connection = this.#connections.get(socket);
       const { lastSeen, keepAlive } = connection

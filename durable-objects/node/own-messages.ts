@@ -43,6 +43,11 @@ export class OwnMessages {
     this.#send(id, record);
   }
 
+  /** Whether some have not been answered: a life that ends before that needs another one. */
+  get isWaiting(): boolean {
+    return this.#underWay.size > 0 || this.#retry !== undefined;
+  }
+
   /** Sends what an earlier life left, and what could not be sent; some at a time. */
   sendAll(): void {
     this.#retry = undefined;
