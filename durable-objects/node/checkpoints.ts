@@ -11,7 +11,7 @@ import type { Checkpoint } from "../../mqtt/session.ts";
 import type { Sql } from "../schema.ts";
 
 /** The checkpoint of a session that has sent and received nothing: it needs no disk. */
-const emptyCheckpoint: Checkpoint = {
+export const emptyCheckpoint: Checkpoint = {
   sentUpTo: 0,
   nextPacketId: 1,
   inflight: [],
