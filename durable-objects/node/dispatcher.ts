@@ -31,6 +31,7 @@ export class Dispatcher {
     for (const record of readForwarded(batch)) codes.push(this.#dispatchRecord(record, now));
     // On disk, in one transaction, before the core is answered and anything is sent.
     log.flush(now);
+    log.cut(now);
     known.flush(now);
     sessions.saveUrgent();
     return Uint8Array.from(codes);
@@ -92,11 +93,14 @@ export class Dispatcher {
   /** A QoS 2 message that has come before: a session that came from another node since then gets it, for itself. */
   #dispatchAgain(forms: PublishForms, matched: readonly Matched[], before: number, now: number): void {
     const { table, known, sequence, sessions, store } = this.#broker;
-    const subscribers = matched.flatMap(({ key }) => [...table.subscribers(key)]);
-    for (const sessionId of new Set(subscribers.map((subscriber) => subscriber.sessionId))) {
+    const late = new Set<number>();
+    for (const { key } of matched) {
+      for (const sessionId of store.arrivedSince(key, before)) late.add(sessionId);
+      for (const { sessionId } of table.subscribers(key)) if (sessions.loaded(sessionId)?.adopting) late.add(sessionId);
+    }
+    for (const sessionId of late) {
       const session = sessions.byId(sessionId);
-      const wasHere = session && !session.adopting && session.arrivedBehind < before;
-      if (!session || wasHere) continue;
+      if (!session) continue;
       const delivery = this.#deliveryOf(session, forms.message, matched);
       if (!delivery) continue;
       if (!session.adopting) this.deliver(session, delivery, now, forms);

@@ -3,6 +3,7 @@
  * again, and so does what a publisher was not answered before its own node crashed. A session that was here when a message
  * came has it, and does not get it again; one that came from another node later may not have had it there.
  *
+ *   forgotten  (at): when the old ones were last looked for
  *   known  (origin, block, seqs, at): a number u48 for each message of a node's life, 0 for those that have not come
  *
  * It is on disk where a durable session has got the message; transient ones end with the memory that knows theirs.
@@ -24,7 +25,8 @@ export class KnownMessages {
   readonly #sql: Sql;
   readonly #blocks = new Map<string, Block>();
   readonly #unwritten = new Set<Block>();
-  #forgotAt = 0;
+  /** ms since the epoch; undefined: not read in this life. */
+  #forgottenAt: number | undefined;
 
   constructor(sql: Sql) {
     this.#sql = sql;
@@ -55,12 +57,20 @@ export class KnownMessages {
   }
 
   flush(now: number): void {
+    if (this.#unwritten.size === 0) return;
     for (const { origin, block, seqs } of this.#unwritten)
       this.#sql.exec("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", origin, block, seqs.buffer, now);
     this.#unwritten.clear();
-    if (now - this.#forgotAt < limits.knownMs) return;
-    this.#forgotAt = now;
+    this.#forget(now);
+  }
+
+  /** Looks through the table once in a while, also over many short lives. */
+  #forget(now: number): void {
+    this.#forgottenAt ??= this.#sql.exec<{ at: number }>("SELECT at FROM forgotten").toArray()[0]?.at ?? 0;
+    if (now - this.#forgottenAt < limits.knownMs) return;
+    this.#forgottenAt = now;
     this.#sql.exec("DELETE FROM known WHERE at < ?", now - limits.knownMs);
+    this.#sql.exec("INSERT OR REPLACE INTO forgotten VALUES (1, ?)", now);
   }
 
   /** The latest that came behind a number, for a node that takes a session over. */

@@ -76,6 +76,7 @@ export class MessageLog {
   /** Streams whose oldest row nobody may need any more. */
   readonly #unexamined = new Set<string>();
   readonly #blockedBy = new Map<number, Set<string>>();
+  readonly #long = new Set<string>();
   /** The row read last: sessions read one message after the other. */
   #lastRead: { filter: string; entries: Entry[]; records: Uint8Array } | undefined;
 
@@ -105,8 +106,6 @@ export class MessageLog {
     const all = [...this.#gathered];
     this.#gathered.clear();
     for (const [filter, gathered] of all) this.#writeRow(filter, gathered, now);
-    // Behind all rows: who is woken by a cut reads what is on disk.
-    for (const [filter] of all) this.#cutIfLong(filter, now);
   }
 
   #writeRow(filter: string, { entries, records, bytes }: Gathered, now: number): void {
@@ -125,6 +124,7 @@ export class MessageLog {
     stream.messages += entries.length;
     stream.bytes += bytes;
     if (stream.blocker === undefined) this.#unexamined.add(filter);
+    if (this.#isLong(stream)) this.#long.add(filter);
   }
 
   // ---- read -------------------------------------------------------------------------------------------------------
@@ -250,6 +250,12 @@ export class MessageLog {
 
   #isLong({ messages, bytes }: Stream): boolean {
     return messages > this.#bounds.messagesMax * slack || bytes > limits.mqueueBytesMax * slack;
+  }
+
+  /** Streams that have become too long are cut: when a batch is through, because a cut may wake sessions. */
+  cut(now: number): void {
+    for (const filter of this.#long) this.#cutIfLong(filter, now);
+    this.#long.clear();
   }
 
   /** Only as many of the newest messages stay as a session's queue may hold. */

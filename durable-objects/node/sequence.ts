@@ -17,7 +17,8 @@ export class Sequence {
 
   /** All numbers given so far are at most this. */
   get last(): number {
-    this.#next ??= this.#reserved = this.#sql.exec<{ seq: number }>("SELECT seq FROM reserved").toArray()[0]?.seq ?? 1;
+    this.#next ??= this.#reserved =
+      this.#sql.exec<{ seq: number }>("SELECT seq FROM reserved WHERE id = 1").toArray()[0]?.seq ?? 1;
     return this.#next - 1;
   }
 

@@ -145,6 +145,16 @@ export class SessionStore {
     this.#sql.exec("UPDATE session SET arrived_behind = ?, known = ? WHERE id = ?", arrivedBehind, bytes, id);
   }
 
+  /** The sessions that subscribe by the filter and came from another node behind a number. */
+  *arrivedSince(filter: string, seq: number): Generator<number> {
+    const rows = this.#sql.exec<{ id: number }>(
+      "SELECT id FROM subscription JOIN session ON id = session WHERE filter = ? AND arrived_behind >= ?",
+      filter,
+      seq,
+    );
+    for (const { id } of rows.toArray()) yield id;
+  }
+
   putCheckpoints(sessions: readonly Session[]): void {
     const checkpoints = sessions.map((session) => [session.id, session.checkpoint()] as const);
     this.#checkpoints.put(checkpoints);

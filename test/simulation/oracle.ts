@@ -266,7 +266,15 @@ export function checkRetained(world: World, ledger: Ledger, { arrivals }: Sessio
 // ---- what objects hold ------------------------------------------------------------------------------------------------
 
 /** Tables whose rows may outlive all sessions. */
-const lasting: ReadonlySet<string> = new Set(["member", "retained", "schema_version", "counter", "reserved", "known"]);
+const lasting: ReadonlySet<string> = new Set([
+  "member",
+  "retained",
+  "schema_version",
+  "counter",
+  "reserved",
+  "known",
+  "forgotten",
+]);
 
 /** Routes of the core are those of the nodes' subscriptions. The names of tables are here and nowhere else. */
 export function checkRoutes(world: World, nodes: readonly SimulatedObject[], core: SimulatedObject): void {
