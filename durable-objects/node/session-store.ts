@@ -339,7 +339,7 @@ export class SessionStore {
   /** What waits for a session alone behind a number. */
   deliveriesBehind(sessionId: number, seq: number): StoredDelivery[] {
     const rows = this.#sql.exec<{ seq: number; delivery: ArrayBuffer }>(
-      "SELECT seq, delivery FROM queue WHERE session = ? AND seq > ?",
+      "SELECT seq, delivery FROM queue WHERE session = ? AND seq > ? ORDER BY seq",
       sessionId,
       seq,
     );

@@ -152,7 +152,9 @@ export class Takeover {
     session.known = known;
     for (const { seq, delivery } of store.deliveriesBehind(session.id, firstSeq + limits.seqsPerMove - 1)) {
       const { message, shared } = readDelivery(delivery);
+      // It came again meanwhile: once is enough, also if it has come by the log.
       if (known.has(message.id, shared)) store.deleteDeliveries(session.id, [{ seq, filter: undefined }]);
+      else known.add(message.id, shared);
     }
     session.restore(renumbered(checkpoint, seqs, firstSeq), []);
   }

@@ -34,6 +34,7 @@ test.each([
     seed: 682,
     what: "[G1] what a share group gave to an older copy of a session goes back behind the routes of the newer",
   },
+  { seed: 605, what: "[G1] what comes again while a session moves comes to it once" },
   { seed: 824, what: "[G1] a giver leaves its share groups when the taker is in them" },
 ])("$what (seed $seed)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false })).violations).toEqual([]);
