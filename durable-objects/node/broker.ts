@@ -105,7 +105,10 @@ export class Broker {
       },
     );
     this.known = new KnownMessages(sql);
-    this.store = new SessionStore(sql, this.log);
+    this.store = new SessionStore(sql, this.log, {
+      queueLengthMax: messagesMax,
+      countDropped: (count) => this.metrics.add("delivery.dropped.queue_full", count),
+    });
     this.table = new SubscriptionTable({
       load: (key) => this.store.subscribers(key),
       isConnected: (sessionId) => this.#sockets.has(sessionId),

@@ -317,10 +317,36 @@ function readEntries(bytes: ArrayBuffer): Entry[] {
   return entries;
 }
 
-/** By rising number, each once; a place of the session's own comes before the log's. */
-export function merged(own: Iterable<StoredMessage>, logged: Iterable<StoredMessage>): StoredMessage[] {
+/**
+ * By rising number, each once; a place of the session's own comes before the log's. Many filters may have many messages:
+ * only about twice as many are held on the way as a queue may have, the newest, and those inflight.
+ * @returns the messages, and how many were left out
+ */
+export function newest(
+  own: Iterable<StoredMessage>,
+  logged: Iterable<StoredMessage>,
+  { lengthMax, inflight }: { lengthMax: number; inflight: ReadonlySet<number> },
+): { messages: StoredMessage[]; dropped: number } {
   const bySeq = new Map<number, StoredMessage>();
   for (const message of own) bySeq.set(message.seq, message);
-  for (const message of logged) if (!bySeq.has(message.seq)) bySeq.set(message.seq, message);
-  return [...bySeq.values()].sort((a, b) => a.seq - b.seq);
+  /** What is not above it is left out. */
+  let floor = 0;
+  let dropped = 0;
+  for (const message of logged) {
+    const { seq } = message;
+    if (bySeq.has(seq)) continue;
+    if (seq <= floor && !inflight.has(seq)) {
+      dropped++;
+      continue;
+    }
+    bySeq.set(seq, message);
+    if (bySeq.size <= 2 * lengthMax + inflight.size) continue;
+    const waiting = [...bySeq.keys()].filter((each) => !inflight.has(each)).sort((x, y) => x - y);
+    for (const each of waiting.slice(0, -lengthMax)) {
+      bySeq.delete(each);
+      floor = each;
+      dropped++;
+    }
+  }
+  return { messages: [...bySeq.values()].sort((x, y) => x.seq - y.seq), dropped };
 }

@@ -31,12 +31,18 @@ import {
   type Will,
 } from "../../mqtt/session.ts";
 import { Checkpoints } from "./checkpoints.ts";
-import { merged, type MessageLog } from "./message-log.ts";
+import { newest, type MessageLog } from "./message-log.ts";
 
 /** What a connection needs to go on after the object slept. */
 export interface StoredConnection {
   readonly facts: ConnectionFacts;
   readonly aliases: readonly (readonly [number, string])[];
+}
+
+export interface QueueBounds {
+  readonly queueLengthMax: number;
+  /** So many messages of a session that was away are beyond its queue. */
+  readonly countDropped: (count: number) => void;
 }
 
 type SessionRow = {
@@ -57,12 +63,16 @@ type SessionRow = {
 export class SessionStore {
   readonly #sql: Sql;
   readonly #log: MessageLog;
+  readonly #queueLengthMax: number;
+  readonly #countDropped: (count: number) => void;
   readonly #checkpoints: Checkpoints;
   readonly #writer = new ByteWriter();
 
-  constructor(sql: Sql, log: MessageLog) {
+  constructor(sql: Sql, log: MessageLog, { queueLengthMax, countDropped }: QueueBounds) {
     this.#sql = sql;
     this.#log = log;
+    this.#queueLengthMax = queueLengthMax;
+    this.#countDropped = countDropped;
     this.#checkpoints = new Checkpoints(sql);
   }
 
@@ -110,7 +120,12 @@ export class SessionStore {
     for (const subscription of this.#subscriptionsOf(row.id)) session.subscribe(subscription);
     const checkpoint = this.#checkpoints.get(row.id);
     const logged = this.#log.waiting(row.id, neededFrom(checkpoint), now);
-    session.restore(checkpoint, merged(this.#queued(row.id), logged));
+    const { messages, dropped } = newest(this.#queued(row.id), logged, {
+      lengthMax: this.#queueLengthMax,
+      inflight: new Set(checkpoint.inflight.map(({ seq }) => seq)),
+    });
+    this.#countDropped(dropped);
+    session.restore(checkpoint, messages);
     session.rowDirty = session.dirty = false;
     return session;
   }
