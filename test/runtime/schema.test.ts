@@ -534,7 +534,7 @@ describe("a node", () => {
           nodeAt: noCall,
           ringAt: noCall,
         });
-      expect(rowsWritten(storage, wake)).toBe(109);
+      expect(rowsWritten(storage, wake)).toBe(116);
       expect(rowsWritten(storage, wake)).toBe(0);
     });
   });
