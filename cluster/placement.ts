@@ -84,8 +84,8 @@ export function rendezvous(key: string, names: readonly string[]): string[] {
 }
 
 /** The `count` nodes of a location in the key's order; without a key node-0 first. */
-export function slots(location: string, clusterName: string, count: number, key: string | undefined): NodeName[] {
-  const host = hostOf(location, clusterName);
+export function slots(location: string, domain: string, count: number, key: string | undefined): NodeName[] {
+  const host = hostOf(location, domain);
   const names = Array.from({ length: count }, (_, slot) => `node-${slot}@${host}`);
   return key === undefined ? names : rendezvous(key, names);
 }

@@ -1,5 +1,5 @@
 import type { Settings } from "../cluster/config.ts";
-import { isMember, locationOf, parseNodeName, type NodeName } from "../cluster/name.ts";
+import { locationOf, parseNodeName, type NodeName } from "../cluster/name.ts";
 import { locationHints, locationOfConnection, slots, type ConnectionRegion } from "../cluster/placement.ts";
 
 /**
@@ -17,29 +17,33 @@ export async function connectToNode(
   const upgrade = new Request(request);
   upgrade.headers.set("Sec-WebSocket-Protocol", subprotocol);
   if (wanted !== null) {
-    const fault = faultOf(wanted, settings.cluster.name);
-    return fault === undefined ? nodeAt(env, wanted).fetch(upgrade) : new Response(`${fault}\n`, { status: 400 });
+    const fault = faultOf(wanted, settings);
+    return fault === undefined
+      ? nodeAt(env, wanted, settings.cluster.name).fetch(upgrade)
+      : new Response(`${fault}\n`, { status: 400 });
   }
   const location = locationOfConnection(request.cf as ConnectionRegion | undefined);
   const address = request.headers.get("CF-Connecting-IP") ?? undefined;
   for (const node of slots(location, settings.cluster.name, settings.node.slots, address)) {
-    const response = await nodeAt(env, node).fetch(upgrade);
+    const response = await nodeAt(env, node, settings.cluster.name).fetch(upgrade);
     if (response.status !== 503) return response;
   }
   return new Response(`all nodes in ${location} are full\n`, { status: 503, headers: { "Retry-After": "10" } });
 }
 
-function faultOf(node: string, clusterName: string): string | undefined {
+/** A core is no node that takes clients, and one name is not to be both. */
+function faultOf(node: string, { cluster }: Settings): string | undefined {
   try {
     parseNodeName(node);
   } catch (error) {
     return (error as Error).message;
   }
-  return isMember(node, clusterName) ? undefined : `${node} is not a node of the cluster ${clusterName}`;
+  if (cluster.core_nodes.includes(node)) return `${node} is a core: clients connect to nodes`;
+  return locationOf(node, cluster.name) === undefined ? `${node} is not a node of ${cluster.name}` : undefined;
 }
 
 /** The location hint counts when the object is made, and never after. */
-function nodeAt(env: Env, node: NodeName) {
-  const hint = locationHints.find((location) => location === locationOf(node));
+function nodeAt(env: Env, node: NodeName, domain: string) {
+  const hint = locationHints.find((location) => location === locationOf(node, domain));
   return env.NODE.getByName(node, hint === undefined ? {} : { locationHint: hint });
 }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { hash32 } from "../../cluster/hash.ts";
-import { parseNodeName } from "../../cluster/name.ts";
+import { locationOf, parseNodeName } from "../../cluster/name.ts";
 import { locationHints, locationOfConnection, rendezvous, slots } from "../../cluster/placement.ts";
 
 const keys = Array.from({ length: 8000 }, (_, i) => `203.0.${i >> 8}.${i & 255}`);
@@ -36,11 +36,17 @@ describe("slots", () => {
     expect(slots("local", "emqxcl", 2, undefined)).toEqual(["node-0@local.emqxcl", "node-1@local.emqxcl"]);
   });
 
-  it("have valid names, whatever the location", () => {
-    for (const location of [...locationHints, "local"]) {
-      for (const name of slots(location, "emqxcl", 3, "key")) expect(() => parseNodeName(name)).not.toThrow();
-    }
-  });
+  it.each(["emqxcl", "eu.example.com", "127.0.0.1:8084", "[::1]:8084"])(
+    "have valid names in the domain %s, whatever the location",
+    (domain) => {
+      for (const location of [...locationHints, "local"]) {
+        for (const name of slots(location, domain, 3, "key")) {
+          expect(parseNodeName(name).host).toBe(`${location}.${domain}`);
+          expect(locationOf(name, domain)).toBe(location);
+        }
+      }
+    },
+  );
 
   it("are all in the order of a key", () => {
     for (const key of keys.slice(0, 50)) {
