@@ -94,6 +94,16 @@ export const limits = {
   groupPicksMax: 16,
   /** Distinct publishers remembered by one share group, for `round_robin` and `sticky`. */
   groupPublishersMax: 1_024,
+
+  /** What the settings of a cluster may list. */
+  coreNodesMax: 7,
+  seedsMax: 100,
+  etcdServersMax: 16,
+  tcpAllowedHostsMax: 100,
+  /** A cookie is guessed against recorded proofs: it is to be long. At most an atom of Erlang, as in EMQX. */
+  cookieCharsMin: 16,
+  cookieCharsMax: 255,
+  k8sTokenCharsMax: 8_192,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

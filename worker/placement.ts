@@ -19,27 +19,27 @@ export async function connectToNode(
   if (wanted !== null) {
     const fault = faultOf(wanted, settings);
     return fault === undefined
-      ? nodeAt(env, wanted, settings.cluster.name).fetch(upgrade)
+      ? nodeAt(env, wanted, settings.domain).fetch(upgrade)
       : new Response(`${fault}\n`, { status: 400 });
   }
   const location = locationOfConnection(request.cf as ConnectionRegion | undefined);
   const address = request.headers.get("CF-Connecting-IP") ?? undefined;
-  for (const node of slots(location, settings.cluster.name, settings.node.slots, address)) {
-    const response = await nodeAt(env, node, settings.cluster.name).fetch(upgrade);
+  for (const node of slots(location, settings.domain, settings.node.slots, address)) {
+    const response = await nodeAt(env, node, settings.domain).fetch(upgrade);
     if (response.status !== 503) return response;
   }
   return new Response(`all nodes in ${location} are full\n`, { status: 503, headers: { "Retry-After": "10" } });
 }
 
 /** A core is no node that takes clients, and one name is not to be both. */
-function faultOf(node: string, { cluster }: Settings): string | undefined {
+function faultOf(node: string, { cluster, domain }: Settings): string | undefined {
   try {
     parseNodeName(node);
   } catch (error) {
     return (error as Error).message;
   }
   if (cluster.core_nodes.includes(node)) return `${node} is a core: clients connect to nodes`;
-  return locationOf(node, cluster.name) === undefined ? `${node} is not a node of ${cluster.name}` : undefined;
+  return locationOf(node, domain) === undefined ? `${node} is not a node of ${domain}` : undefined;
 }
 
 /** The location hint counts when the object is made, and never after. */
