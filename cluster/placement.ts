@@ -11,7 +11,7 @@
  * Cost: one hash a slot and a sort, 0.2 ms for 1000 slots.
  */
 import { hash32 } from "./hash.ts";
-import { hostOf } from "./name.ts";
+import { hostOf, locationOf } from "./name.ts";
 import type { NodeName } from "./name.ts";
 
 /** Where Cloudflare can be asked to create a Durable Object. */
@@ -81,6 +81,51 @@ export function rendezvous(key: string, names: readonly string[]): string[] {
     .map((name) => ({ name, weight: hash32(`${key}\n${name}`) }))
     .sort((a, b) => b.weight - a.weight || (a.name < b.name ? -1 : 1))
     .map(({ name }) => name);
+}
+
+/** The first of the key's order; undefined: there are no names. */
+export function ownerAmong(names: readonly string[], key: string): string | undefined {
+  return names.length < 2 ? names[0] : rendezvous(key, names)[0];
+}
+
+/** Degrees north and east of the middle of each location. */
+const places: { readonly [location in LocationHint]: readonly [north: number, east: number] } = {
+  wnam: [37, -120],
+  enam: [40, -78],
+  sam: [-23, -47],
+  weur: [50, 3],
+  eeur: [52, 21],
+  apac: [20, 78],
+  "apac-ne": [35, 135],
+  "apac-se": [5, 105],
+  oc: [-33, 148],
+  afr: [-26, 28],
+  me: [25, 50],
+};
+
+/** The cores as a node should try them: the nearest first, equally near ones in the node's own order. */
+export function coresByDistance(node: NodeName, domain: string, cores: readonly NodeName[]): NodeName[] {
+  const here = placeOf(node, domain);
+  const order = rendezvous(node, cores).map((core) => ({ core, distance: distance(here, placeOf(core, domain)) }));
+  return order.sort((a, b) => a.distance - b.distance).map(({ core }) => core);
+}
+
+function placeOf(name: NodeName, domain: string): readonly [number, number] | undefined {
+  const location = locationHints.find((hint) => hint === locationOf(name, domain));
+  return location && places[location];
+}
+
+/** By the angle between the two; where one is not known, all are equally far. */
+function distance(a: readonly [number, number] | undefined, b: readonly [number, number] | undefined): number {
+  if (!a || !b) return 0;
+  const [northA, eastA, northB, eastB] = [...a, ...b].map((degrees) => (degrees * Math.PI) / 180) as [
+    number,
+    number,
+    number,
+    number,
+  ];
+  const cosine = Math.sin(northA) * Math.sin(northB) + Math.cos(northA) * Math.cos(northB) * Math.cos(eastA - eastB);
+  return Math.acos(Math.min(1, cosine));
 }
 
 /** The `count` nodes of a location in the key's order; without a key node-0 first. */

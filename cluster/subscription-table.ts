@@ -110,6 +110,13 @@ export class SubscriptionTable {
     return { kind: "add", key, members: isGroup(key) ? this.#connected(entry).length : 0 };
   }
 
+  /** Keys with subscriptions that are not on disk yet. */
+  unsaved(): string[] {
+    return [...this.#entries].flatMap(([key, { unsaved, subscribers }]) =>
+      unsaved > 0 && subscribers.size > 0 ? [key] : [],
+    );
+  }
+
   /** The member of a share group that the core has picked by its ordinal; connected ones come before others. */
   member(key: string, ordinal: number): number | undefined {
     const entry = this.#find(key);

@@ -64,7 +64,7 @@ export class Outbox {
   #failed: Batch[] = [];
   #scheduled = false;
   /** Why nothing new is sent until the next try. */
-  #pausedBy: "failure" | "overload" | undefined;
+  #pausedBy: "failure" | "overload" | "reconnect" | undefined;
   /** Pauses since the last answer. */
   #pauses = 0;
 
@@ -105,6 +105,13 @@ export class Outbox {
         else resolve();
       });
     });
+  }
+
+  /** Lets what is under way be answered, and goes on over a new connection. */
+  reconnect(): void {
+    if (this.#pausedBy) return;
+    this.#pausedBy = "reconnect";
+    this.#retryWhenSettled();
   }
 
   #add(item: Item): void {
@@ -215,6 +222,11 @@ export class Outbox {
     if (!this.#pausedBy || this.#underWay > 0) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
+    if (this.#pausedBy === "reconnect" && failed.length === 0) {
+      this.#send = undefined;
+      this.#pausedBy = undefined;
+      return this.#flush();
+    }
     const isUnreachable = failed.some((batch) => batch.failures >= limits.attemptsMax);
     if (this.#park && isUnreachable) return this.#leave(failed, this.#park);
     this.#pauses++;

@@ -1,26 +1,28 @@
 /**
- * The one contract between nodes and cores. Deploys overlap, so a change of what is on the wire is a new version: both
+ * The one contract between nodes and cores, and between cores. Deploys overlap, so a change of what is on the wire is a new version: both
  * sides refuse a batch of another one, and the sender tries again when the other side has been deployed too.
  *
  * A batch is one byte array: the version, then records of `kind u8, length u32, body`.
  */
+import type { Member } from "../cluster/membership.ts";
 import type { NodeName } from "../cluster/name.ts";
 import { ByteReader, ByteWriter, concatenate } from "../mqtt/byte-buffer.ts";
 import { readMessage, writeMessage, type Message } from "../mqtt/message.ts";
 import type { Checkpoint, Subscription } from "../mqtt/session.ts";
 
-export const rpcVersion = 2;
+export const rpcVersion = 3;
 
 /** What a core offers to nodes. */
 export interface CoordinatorRpc {
   /**
    * Takes a batch of node records, in order. Resolves when every QoS 1 and 2 message of it is with the nodes of its
    * subscribers, on disk where a session is durable, or on the core's disk for a node that it cannot reach.
+   * @param term rises when the node changes its home core
    * @returns one reason code a record
    */
-  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array>;
+  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
-  claim(clientId: string, node: NodeName): Promise<Claim>;
+  claim(clientId: string, node: NodeName, term: number): Promise<Claim>;
   /**
    * The claimer goes on without a holder that it cannot reach: what that one has of the client id ends when it hears of it.
    * @returns whether the claim with this epoch is still the latest
@@ -28,6 +30,10 @@ export interface CoordinatorRpc {
   abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean>;
   /** Resolves when all that was routed to the node before this call has reached it; to false when it cannot be reached. */
   settled(node: NodeName): Promise<boolean>;
+  /** A call to a node of another deployment: cores alone have links. */
+  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown>;
+  /** Whether the core can be a node's home: it knows what the cluster knows. */
+  isReady(): Promise<boolean>;
   /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage>;
 }
@@ -72,8 +78,41 @@ export interface NodeRpc {
   takeOverMessages(clientId: string, epoch: number, afterSeq: number): Promise<StoredDelivery[]>;
   /** The taker has the session: forget it. What a group has sent it that is not `known` there goes back to the group. */
   takeOverDone(clientId: string, epoch: number, known: Uint8Array): Promise<void>;
+  /** All routes of the node, page by page, ordered by key: a core that becomes its home starts from them. */
+  routes(after: string): Promise<NodeRoutes>;
+  /** The client ids that the node holds and that `owner` has come to own, page by page, ordered. */
+  holdings(move: RegistryMove, after: string): Promise<Holdings>;
   /** Numbers for $SYS, by their names there. */
   stats(): Promise<NodeStats>;
+}
+
+export interface NodeRoutes {
+  /** Of the node's last route change: later ones come in batches. */
+  readonly version: number;
+  readonly routes: readonly { readonly key: string; readonly members: number }[];
+  /** The last key of the page; undefined: there are no more. */
+  readonly next: string | undefined;
+}
+
+/** The cores among which the client ids are divided have changed. */
+export interface RegistryMove {
+  readonly owner: NodeName;
+  /** The cores before and after; what the owner has owned before is not asked for. */
+  readonly before: readonly NodeName[];
+  readonly after: readonly NodeName[];
+}
+
+export interface Holdings {
+  readonly sessions: readonly HeldSession[];
+  readonly next: string | undefined;
+}
+
+export interface HeldSession {
+  readonly clientId: string;
+  /** Of its last opening. */
+  readonly epoch: number;
+  /** Its connection is on the way: others may still hold a part of it. */
+  readonly isOpening: boolean;
 }
 
 export type TakenOver =
@@ -273,6 +312,208 @@ function readForward(reader: ByteReader): Forward {
   const matched: Matched[] = [];
   for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
   return { matched, bytes: reader.rest(), message: readMessage(reader) };
+}
+
+// ---- operators -> core ------------------------------------------------------------------------------------------------
+
+/** What a core offers to those who administer the cluster, by EMQX's names. */
+export interface ClusterAdmin {
+  clusterView(): Promise<ClusterView>;
+  /** This deployment joins the cluster that the other core is in. */
+  join(core: NodeName): Promise<AdminAnswer>;
+  leave(): Promise<AdminAnswer>;
+  forceLeave(node: NodeName): Promise<AdminAnswer>;
+  enableDiscovery(): Promise<AdminAnswer>;
+}
+
+export type AdminAnswer =
+  | { readonly ok: true }
+  /** `code`: EMQX's, as `already_in_cluster`. */
+  | { readonly ok: false; readonly code: string; readonly message: string };
+
+export interface ClusterView {
+  readonly name: string;
+  readonly self: NodeName;
+  readonly nodes: readonly MemberView[];
+}
+
+export interface MemberView {
+  readonly name: NodeName;
+  readonly role: "core" | "replicant";
+  readonly status: "running" | "stopped";
+  /** ms since the epoch. */
+  readonly joinedAt: number;
+  /** The core that a node talks to. */
+  readonly home: NodeName | undefined;
+  readonly replication?: Replicated;
+}
+
+/** How a replica has come to be, and how far behind it is: names as in EMQX's mria. */
+export interface Replicated {
+  /** Changes that it has not confirmed. */
+  readonly lag: number;
+  readonly bootstrapTimeMs: number;
+  readonly bootstrapKeys: number;
+}
+
+// ---- core <-> core ----------------------------------------------------------------------------------------------------
+
+/** What a core offers to the other cores and to replicants. `from` is the caller. */
+export interface PeerRpc {
+  /** Two cores of a cluster tell each other what they have. */
+  hello(from: NodeName, hello: Hello): Promise<Hello>;
+  /** Takes a batch of peer records, in order. @returns one reason code a record, when it has been applied. */
+  relay(from: NodeName, batch: Uint8Array): Promise<Uint8Array>;
+  /** What the writer has changed since that version, or all of it: a page, ordered by key. */
+  changes(writer: NodeName, since: number, after: string): Promise<ChangesPage>;
+  /** `from` and its deployment want to be of this cluster. */
+  acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
+  /** The core is no member any more: it goes on alone. */
+  dismissed(): Promise<void>;
+  /** A core has seen that a partition is over; told to the leader. */
+  reportPartition(from: NodeName, peer: NodeName): Promise<void>;
+  /** Whom the core sees, as far as no partition is still to be healed. */
+  view(): Promise<readonly NodeName[]>;
+  /** The coordinator of a healing has these restart, one by one. */
+  heal(minority: readonly NodeName[]): Promise<void>;
+  /** The core takes over anew what the cluster knows. */
+  restart(): Promise<void>;
+  /** undefined: this core does not own the client id. */
+  claimHere(clientId: string, node: NodeName): Promise<Claim | undefined>;
+  abandonHere(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined>;
+  openedHere(clientId: string, epoch: number, node: NodeName): Promise<void>;
+  releaseHere(clientId: string, epoch: number): Promise<void>;
+  /** Claims that have come to be another core's, page by page; asking for the next page says that this one is stored. */
+  claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage>;
+  settledHere(node: NodeName): Promise<boolean>;
+  /** Whether the core reaches the node, now. */
+  reachesHere(node: NodeName): Promise<boolean>;
+  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown>;
+}
+
+export interface Hello {
+  /** `rpcVersion` */
+  readonly version: number;
+  readonly cluster: string;
+  readonly members: readonly Member[];
+  /** Up to which version the core has what each writer has written. */
+  readonly vector: Readonly<Record<NodeName, number>>;
+  /** The sender had taken the receiver for down since they last spoke, so it may lack changes. */
+  readonly sawDown: boolean;
+  /** The cores that the sender sees running, as far as no partition is still to be healed. */
+  readonly view: readonly NodeName[];
+  /** How the sender has come to what it has, since it woke. */
+  readonly bootstrap: { readonly timeMs: number; readonly keys: number };
+}
+
+export interface ChangesPage {
+  /** What the page brings the reader to, when it is the last. */
+  readonly version: number;
+  /** It is all that there is, not what has changed: what is not in it is gone. */
+  readonly isWhole: boolean;
+  /** Change entries, one behind the other. */
+  readonly entries: Uint8Array;
+  readonly next: string | undefined;
+}
+
+export interface ClaimsPage {
+  readonly claims: readonly {
+    readonly clientId: string;
+    readonly epoch: number;
+    readonly holders: readonly Holder[];
+  }[];
+  readonly next: string | undefined;
+}
+
+const peerKinds = { fence: 0, changes: 1, member: 2 } as const;
+
+export type PeerRecord =
+  /** Answered when all before it has been applied. */
+  | { readonly kind: "fence" }
+  | ({ readonly kind: "changes" } & Changes)
+  | { readonly kind: "member"; readonly member: Member }
+  | Unreadable;
+
+/** What one writer has changed: a node its routes, a core the retained messages that it took in. */
+export interface Changes {
+  readonly writer: NodeName;
+  /** Versions of the writer: of the change before this one, and of this one. */
+  readonly before: number;
+  readonly version: number;
+  /** Change entries, one behind the other. */
+  readonly entries: Uint8Array;
+}
+
+/** One of a node's routes: `members` undefined when it is gone. */
+export interface RouteEntry {
+  readonly key: string;
+  readonly members: number | undefined;
+  readonly version: number;
+}
+
+/** What is retained on one topic; no message: it was cleared. */
+export interface RetainedEntry {
+  readonly topic: string;
+  readonly version: number;
+  /** The message's record. */
+  readonly bytes: Uint8Array;
+}
+
+export function changesRecord({ writer, before, version, entries }: Changes): Uint8Array {
+  return record(peerKinds.changes, new ByteWriter().string(writer).u48(before).u48(version).raw(entries).take());
+}
+
+export function memberRecord(member: Member): Uint8Array {
+  return record(peerKinds.member, new ByteWriter().string(JSON.stringify(member)).take());
+}
+
+export function* readPeerRecords(batch: Uint8Array): Generator<PeerRecord> {
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readPeerRecord(kind, body));
+}
+
+function readPeerRecord(kind: number, body: Uint8Array): PeerRecord {
+  const reader = new ByteReader(body);
+  switch (kind) {
+    case peerKinds.fence:
+      return { kind: "fence" };
+    case peerKinds.changes:
+      return {
+        kind: "changes",
+        writer: reader.string(),
+        before: reader.u48(),
+        version: reader.u48(),
+        entries: reader.rest(),
+      };
+    case peerKinds.member:
+      return { kind: "member", member: JSON.parse(reader.string()) as Member };
+    default:
+      throw unknownKind(kind);
+  }
+}
+
+/** `members` plus one, 0 for a route that is gone. */
+export function writeRouteEntry(writer: ByteWriter, { key, members, version }: RouteEntry): void {
+  writer
+    .string(key)
+    .u32(members === undefined ? 0 : members + 1)
+    .u48(version);
+}
+
+export function* readRouteEntries(entries: Uint8Array): Generator<RouteEntry> {
+  for (const reader = new ByteReader(entries); !reader.done;) {
+    const key = reader.string();
+    const members = reader.u32();
+    yield { key, members: members === 0 ? undefined : members - 1, version: reader.u48() };
+  }
+}
+
+export function writeRetainedEntry(writer: ByteWriter, { topic, version, bytes }: RetainedEntry): void {
+  writer.string(topic).u48(version).blob(bytes);
+}
+
+export function* readRetainedEntries(entries: Uint8Array): Generator<RetainedEntry> {
+  for (const reader = new ByteReader(entries); !reader.done;)
+    yield { topic: reader.string(), version: reader.u48(), bytes: reader.blob() };
 }
 
 // ---- records ----------------------------------------------------------------------------------------------------------

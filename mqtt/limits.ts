@@ -104,6 +104,24 @@ export const limits = {
   cookieCharsMin: 16,
   cookieCharsMax: 255,
   k8sTokenCharsMax: 8_192,
+  /** Members of a cluster, present or left. */
+  membersMax: 10_000,
+  /** Removed routes, and cleared topics, that a core remembers for each writer: who has missed more reads all anew. */
+  removalsPerWriterMax: 10_000,
+  /** One page of a writer's changes, of a node's routes, of claims that move. */
+  pageEntriesMax: 2_000,
+  /** A core that does not answer is tried as rarely as it has been away long, between these; one that was cleaned, last. */
+  probeFirstMs: 1_000,
+  probeLastMs: 30_000,
+  probeCleanedMs: 300_000,
+  /** How long a call between cores may take before it counts as failed. */
+  peerCallMsMax: 10_000,
+  /** A partition is confirmed, reported and healed after so long each (EMQX's ekka_autoheal). */
+  partitionConfirmMs: 3_000,
+  partitionHealMs: 5_000,
+  /** Calls in a row that the home core fails before a node goes to another one, and when it looks for the first again. */
+  homeFailuresMax: 5,
+  homeReturnMs: 60_000,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

@@ -1,12 +1,26 @@
 import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
+import type { Member } from "../../cluster/membership.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
-import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
+import type {
+  AdminAnswer,
+  ChangesPage,
+  Claim,
+  ClaimsPage,
+  ClusterAdmin,
+  ClusterView,
+  CoordinatorRpc,
+  Hello,
+  NodeRpc,
+  PeerRpc,
+  RegistryMove,
+  RetainedPage,
+} from "../rpc.ts";
 import { Core } from "./core.ts";
 
 /** A core of the cluster, named `name@host`: alarm, storage and RPC for the Core that decides. */
-export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
+export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, PeerRpc, ClusterAdmin {
   readonly #core: Core;
   readonly #alarm: Alarm;
 
@@ -18,28 +32,129 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc {
     this.#core = new Core(name, readSettings(env), {
       storage: ctx.storage,
       nodeAt: (node: NodeName) => env.NODE.getByName(node),
+      peerAt: (peer: NodeName) => env.COORDINATOR.getByName(peer),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
   }
 
-  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array> {
-    return this.#core.route(node, batch);
+  // ---- nodes ------------------------------------------------------------------------------------------------------
+
+  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array> {
+    return this.#core.route(node, term, batch);
   }
 
-  async claim(clientId: string, node: NodeName): Promise<Claim> {
-    return this.#core.claim(clientId, node);
+  claim(clientId: string, node: NodeName, term: number): Promise<Claim> {
+    return this.#core.claim(clientId, node, term);
   }
 
   abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
-    return this.#core.registry.abandon(clientId, epoch, holder);
+    return this.#core.abandon(clientId, epoch, holder);
   }
 
   settled(node: NodeName): Promise<boolean> {
-    return this.#core.forwarder.linkTo(node).settled();
+    return this.#core.settled(node);
+  }
+
+  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    return this.#core.callNode(node, method, args);
+  }
+
+  async isReady(): Promise<boolean> {
+    await this.#core.whenReady();
+    return true;
   }
 
   async retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {
     return this.#core.retained(filter, after, messagesMax);
+  }
+
+  // ---- other cores ------------------------------------------------------------------------------------------------
+
+  async hello(from: NodeName, hello: Hello): Promise<Hello> {
+    return this.#core.handleHello(from, hello);
+  }
+
+  relay(from: NodeName, batch: Uint8Array): Promise<Uint8Array> {
+    return this.#core.handleRelay(from, batch);
+  }
+
+  async changes(writer: NodeName, since: number, after: string): Promise<ChangesPage> {
+    return this.#core.replication.changes(writer, since, after);
+  }
+
+  async view(): Promise<readonly NodeName[]> {
+    return this.#core.peers.view();
+  }
+
+  async reportPartition(from: NodeName, peer: NodeName): Promise<void> {
+    this.#core.healer.handleReport(from, peer, Date.now());
+  }
+
+  heal(minority: readonly NodeName[]): Promise<void> {
+    return this.#core.healer.restartAll(minority);
+  }
+
+  restart(): Promise<void> {
+    return this.#core.restart();
+  }
+
+  claimHere(clientId: string, node: NodeName): Promise<Claim | undefined> {
+    return this.#core.share.claim(clientId, node);
+  }
+
+  abandonHere(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined> {
+    return this.#core.share.abandon(clientId, epoch, holder);
+  }
+
+  async openedHere(clientId: string, epoch: number, node: NodeName): Promise<void> {
+    this.#core.registry.opened(clientId, epoch, node);
+  }
+
+  async releaseHere(clientId: string, epoch: number): Promise<void> {
+    this.#core.registry.release(clientId, epoch);
+  }
+
+  async claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage> {
+    return this.#core.share.claimsFor(move, after);
+  }
+
+  settledHere(node: NodeName): Promise<boolean> {
+    return this.#core.forwarder.linkTo(node).settled();
+  }
+
+  reachesHere(name: NodeName): Promise<boolean> {
+    return this.#core.reaches(name);
+  }
+
+  // ---- operators --------------------------------------------------------------------------------------------------
+
+  async clusterView(): Promise<ClusterView> {
+    await this.#core.whenReady();
+    return this.#core.cluster.view();
+  }
+
+  async join(target: NodeName): Promise<AdminAnswer> {
+    return this.#core.cluster.join(target);
+  }
+
+  async acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
+    return this.#core.cluster.handleJoin(from, members);
+  }
+
+  leave(): Promise<AdminAnswer> {
+    return this.#core.cluster.leave();
+  }
+
+  forceLeave(node: NodeName): Promise<AdminAnswer> {
+    return this.#core.cluster.forceLeave(node);
+  }
+
+  async dismissed(): Promise<void> {
+    this.#core.cluster.handleDismissed();
+  }
+
+  async enableDiscovery(): Promise<AdminAnswer> {
+    return this.#core.cluster.enableDiscovery();
   }
 
   override async alarm(): Promise<void> {

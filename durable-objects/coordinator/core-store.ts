@@ -1,20 +1,25 @@
 /**
  * A core's disk.
  *
- *   member    the nodes of the cluster
- *   route     what each node has told of its subscriptions; `members` counts a share group's connected members
+ *   member    who is, or was, in the cluster (cluster/membership.ts)
+ *   route     what each node has told of its subscriptions (route-store.ts)
+ *   writer    up to where what each member writes is here (versions.ts)
+ *   fact      single values: whether the core replicates, whose claims it keeps
  *   claim     which node has which client id, and which nodes may still hold a session of it: the session registry
- *   retained  one message per topic
+ *   retained  one message per topic (retained-store.ts)
  *   delayed   messages whose time has not come
  *   counter   how many rows `retained` and `delayed` have
  *   parked    records for nodes that cannot be reached (parked-store.ts)
  */
+import type { Member, Role } from "../../cluster/membership.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Holder } from "../rpc.ts";
 import { migrate, type Database, type Migration, type Sql } from "../schema.ts";
 import { RetainedStore } from "./retained-store.ts";
+import { RouteStore } from "./route-store.ts";
 import { RowCount } from "./row-count.ts";
+import { Versions } from "./versions.ts";
 
 const migrations: readonly Migration[] = [
   `
@@ -63,6 +68,36 @@ CREATE TABLE parked (
   PRIMARY KEY (node, seq)
 ) WITHOUT ROWID;
 `,
+  `
+ALTER TABLE member RENAME TO member_before;
+CREATE TABLE member (
+  name TEXT PRIMARY KEY,
+  role TEXT NOT NULL,
+  domain TEXT NOT NULL,
+  home TEXT NOT NULL,
+  term INTEGER NOT NULL,
+  joined_at INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  changed_at INTEGER NOT NULL,
+  down_at INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+INSERT INTO member SELECT name, 'replicant', '', '?', 0, joined_at, 'in', joined_at, 0 FROM member_before;
+DROP TABLE member_before;
+ALTER TABLE route RENAME COLUMN version TO sent;
+ALTER TABLE route ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE removed (
+  key TEXT NOT NULL,
+  node TEXT NOT NULL,
+  sent INTEGER NOT NULL,
+  version INTEGER NOT NULL,
+  PRIMARY KEY (key, node)
+) WITHOUT ROWID;
+ALTER TABLE retained ADD COLUMN writer TEXT NOT NULL DEFAULT '';
+ALTER TABLE retained ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE cleared (topic TEXT PRIMARY KEY, writer TEXT NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE writer (name TEXT PRIMARY KEY, version INTEGER NOT NULL, floor INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+`,
 ];
 
 /** The claimer is the first of the holders, then the latest first. */
@@ -71,45 +106,83 @@ export interface StoredClaim {
   readonly holders: readonly Holder[];
 }
 
+type MemberRow = {
+  name: string;
+  role: Role;
+  domain: string;
+  home: string;
+  term: number;
+  joined_at: number;
+  state: Member["state"];
+  changed_at: number;
+  down_at: number;
+};
+
 export class CoreStore {
   readonly #sql: Sql;
+  readonly versions: Versions;
+  readonly routes: RouteStore;
   readonly retained: RetainedStore;
   readonly #delayedCount: RowCount;
 
   constructor(database: Database) {
     this.#sql = database.sql;
     migrate(database, migrations);
-    this.retained = new RetainedStore(this.#sql);
+    this.versions = new Versions(this.#sql);
+    this.routes = new RouteStore(this.#sql, this.versions);
+    this.retained = new RetainedStore(this.#sql, this.versions);
     this.#delayedCount = new RowCount(this.#sql, "delayed");
   }
 
-  // ---- members and routes -----------------------------------------------------------------------------------------
+  // ---- members ----------------------------------------------------------------------------------------------------
 
-  members(): NodeName[] {
-    const rows = this.#sql.exec<{ name: string }>("SELECT name FROM member ORDER BY joined_at, name");
-    return [...rows].map((row) => row.name);
+  /** @param domain of members that were there before domains were written down. */
+  members(domain: string): Member[] {
+    const rows = this.#sql.exec<MemberRow>("SELECT * FROM member").toArray();
+    return rows.map((row) => ({
+      name: row.name,
+      role: row.role,
+      domain: row.domain || domain,
+      home: row.home,
+      term: row.term,
+      joinedAt: row.joined_at,
+      state: row.state,
+      changedAt: row.changed_at,
+    }));
   }
 
-  addMember(node: NodeName, joinedAt: number): void {
-    this.#sql.exec("INSERT OR IGNORE INTO member VALUES (?, ?)", node, joinedAt);
+  putMember({ name, role, domain, home, term, joinedAt, state, changedAt }: Member): void {
+    this.#sql.exec(
+      "INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+      ...[name, role, domain, home, term, joinedAt, state, changedAt],
+    );
   }
 
-  routes(): Iterable<{ node: NodeName; key: string; members: number }> {
-    return this.#sql.exec<{ node: string; key: string; members: number }>("SELECT node, key, members FROM route");
+  deleteMember(name: NodeName): void {
+    this.#sql.exec("DELETE FROM member WHERE name = ?", name);
   }
 
-  /** Of the node's last change of it; 0: there is no such route. */
-  routeVersion(node: NodeName, key: string): number {
-    const query = "SELECT version FROM route WHERE key = ? AND node = ?";
-    return this.#sql.exec<{ version: number }>(query, key, node).toArray()[0]?.version ?? 0;
+  /** Since when members cannot be reached, in ms since the epoch. */
+  downMembers(): Map<NodeName, number> {
+    const rows = this.#sql.exec<{ name: string; down_at: number }>(
+      "SELECT name, down_at FROM member WHERE down_at > 0",
+    );
+    return new Map([...rows].map((row) => [row.name, row.down_at]));
   }
 
-  putRoute(node: NodeName, key: string, members: number, version: number): void {
-    this.#sql.exec("INSERT OR REPLACE INTO route VALUES (?, ?, ?, ?)", key, node, members, version);
+  /** @param downAt 0: it is there. */
+  putDownAt(name: NodeName, downAt: number): void {
+    this.#sql.exec("UPDATE member SET down_at = ? WHERE name = ?", downAt, name);
   }
 
-  deleteRoute(node: NodeName, key: string): void {
-    this.#sql.exec("DELETE FROM route WHERE key = ? AND node = ?", key, node);
+  // ---- single values ----------------------------------------------------------------------------------------------
+
+  fact(name: string): string | undefined {
+    return this.#sql.exec<{ value: string }>("SELECT value FROM fact WHERE name = ?", name).toArray()[0]?.value;
+  }
+
+  putFact(name: string, value: string): void {
+    this.#sql.exec("INSERT OR REPLACE INTO fact VALUES (?, ?)", name, value);
   }
 
   // ---- registry ---------------------------------------------------------------------------------------------------
@@ -129,8 +202,21 @@ export class CoreStore {
     this.#sql.exec("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", clientId, holders[0]!.node, epoch, text);
   }
 
+  /** Unless there is a later one. */
   deleteClaim(clientId: string, epoch: number): void {
-    this.#sql.exec("DELETE FROM claim WHERE client_id = ? AND epoch = ?", clientId, epoch);
+    this.#sql.exec("DELETE FROM claim WHERE client_id = ? AND epoch <= ?", clientId, epoch);
+  }
+
+  /** A page of the claims, ordered by client id. */
+  claims(after: string): { clientId: string; claim: StoredClaim }[] {
+    const rows = this.#sql.exec<{ client_id: string; node: string; epoch: number; holders: string }>(
+      "SELECT client_id, node, epoch, holders FROM claim WHERE client_id > ? ORDER BY client_id LIMIT ?",
+      ...[after, limits.pageEntriesMax],
+    );
+    return [...rows].map((row) => ({
+      clientId: row.client_id,
+      claim: { epoch: row.epoch, holders: readHolders(row.node, row.holders) },
+    }));
   }
 
   claimCount(): number {

@@ -1,42 +1,71 @@
 /**
  * What a core does: it knows the routes of all nodes, and passes every message on to the nodes that have subscribers.
  *
- *   route    a batch of a node is taken record by record, in order, before anything is awaited (G2):
- *            a route change goes to the table and to disk, a message is matched once
+ *   route    a batch of a node whose home it is (homes.ts) is taken record by record, in order, before anything is awaited
+ *            (G2): a route change goes to the table, to disk and to the other cores (replication.ts), a message is matched
+ *            once, whichever node of the cluster its subscribers are on
  *   forward  each node with a match gets the message, with the filters that matched (forwarder.ts)
  *
  * The answer to a node waits for its QoS 1 and 2 messages to be with the nodes of their subscribers, or parked on this
- * core's disk for those that cannot be reached, and for nothing else. The table is in memory and rebuilt from disk when
+ * core's disk for those that cannot be reached; for its route changes to be on every core in reach; and for nothing else. The table is in memory and rebuilt from disk when
  * the object wakes.
  */
 import type { Settings } from "../../cluster/config.ts";
-import type { NodeName } from "../../cluster/name.ts";
+import { isCoordinator, Membership, type Member } from "../../cluster/membership.ts";
+import { addressOf, isMember, type NodeName } from "../../cluster/name.ts";
 import { RouteTable } from "../../cluster/routes.ts";
 import type { ShareGroup } from "../../cluster/shared-sub.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { limits } from "../../mqtt/limits.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { parseShared, sharedFilter } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
-import { readNodeRecords, type Claim, type Matched, type NodeRecord, type NodeRpc, type RetainedPage } from "../rpc.ts";
+import {
+  memberRecord,
+  readNodeRecords,
+  type Claim,
+  type Hello,
+  type Matched,
+  type NodeRecord,
+  type NodeRpc,
+  type PeerRpc,
+  type Replicated,
+  type RetainedPage,
+} from "../rpc.ts";
+import { remoteNode } from "../remote-node.ts";
 import type { Database } from "../schema.ts";
+import { Cluster } from "./cluster.ts";
 import { CoreStore } from "./core-store.ts";
 import { Answer, Forwarder, type ForwardedMessage, type Routed } from "./forwarder.ts";
+import { Healer } from "./healer.ts";
+import { Homes } from "./homes.ts";
 import { ParkedStore } from "./parked-store.ts";
+import type { PeerLink } from "./peer-link.ts";
+import { Peers, type Meeting } from "./peers.ts";
 import { Registry } from "./registry.ts";
+import { RegistryShare } from "./registry-share.ts";
+import { Replication } from "./replication.ts";
+import type { RouteChange } from "./route-store.ts";
 import { sweepOf } from "./retained-store.ts";
 import { SysTopics } from "./sys-topics.ts";
 
 /** What the Durable Object gives. */
 export interface CoreHost {
   readonly storage: Database;
+  /** A node of this deployment. */
   readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Another coordinator: a fresh stub. */
+  readonly peerAt: (name: NodeName, domain: string) => PeerRpc;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;
 }
 
 type PublishRecord = Extract<NodeRecord, { kind: "publish" }>;
+
+/** The fact that says that there are other cores, which are told of changes. */
+const replicatedFact = "replicated";
+const meetsAtStart = 3;
 
 export class Core {
   readonly name: NodeName;
@@ -46,88 +75,345 @@ export class Core {
   readonly metrics = new Metrics();
   readonly host: CoreHost;
   readonly startedAt = Date.now();
-  readonly #members: Set<NodeName>;
+  readonly members: Membership;
+  readonly peers: Peers;
+  readonly replication: Replication;
+  readonly homes: Homes;
+  readonly cluster: Cluster;
+  readonly healer: Healer;
   readonly forwarder: Forwarder;
   readonly registry: Registry;
+  readonly share: RegistryShare;
   readonly #writer = new ByteWriter();
   readonly #sys: SysTopics;
+  #isReplicated: boolean;
+  /** Until this core has met the others; undefined: it has. */
+  #starting: Promise<void> | undefined;
+  #bootstrap = { timeMs: 0, keys: 0 };
+  /** What others have told of their own. */
+  readonly #bootstraps = new Map<NodeName, Hello["bootstrap"]>();
 
   constructor(name: NodeName, settings: Settings, host: CoreHost) {
     this.name = name;
     this.settings = settings;
     this.host = host;
     this.store = new CoreStore(host.storage);
-    this.#members = new Set(this.store.members());
-    for (const { node, key, members } of this.store.routes()) this.#addRoute(node, key, members);
+    this.#isReplicated = this.store.fact(replicatedFact) === "yes";
+    this.members = new Membership(this.store.members(settings.domain));
+    for (const { node, key, members } of this.store.routes.all()) this.#setRoute(node, key, members);
+    this.#sys = new SysTopics(this);
+    const { ringAt } = host;
+    const tell = this.#tell.bind(this);
+    const nodeAt = (node: NodeName): NodeRpc => this.nodeAt(node);
+    this.peers = new Peers({
+      self: name,
+      cluster: settings.cluster.name,
+      members: this.members,
+      vector: () => this.store.versions.vector(),
+      bootstrap: () => this.#bootstrap,
+      peerAt: (peer) => host.peerAt(peer, this.members.get(peer)?.domain ?? addressOf(peer)),
+      ringAt,
+      handleMet: (link, hello, meeting) => this.#handleMet(link, hello, meeting),
+      handleDown: (link) => this.#handlePeerDown(link),
+    });
+    this.replication = new Replication({
+      self: name,
+      store: this.store,
+      members: this.members,
+      peers: () => this.peers.up(),
+      setRoute: (node, key, members) => this.#setRoute(node, key, members),
+      handleRetained: ({ expiresAt }) => this.#sweepAt(expiresAt),
+      handleMember: (member) => this.cluster.handleMember(member),
+    });
     this.forwarder = new Forwarder({
       parked: new ParkedStore(host.storage.sql),
       metrics: this.metrics,
       strategy: settings.mqtt.shared_subscription_strategy,
-      nodeAt: host.nodeAt,
-      ringAt: host.ringAt,
+      nodeAt,
+      ringAt,
       passOn: (message) => this.#passOn(message),
+      handleReach: (node, isReached) => this.#handleReach(node, isReached),
     });
     this.registry = new Registry(this.store, (node) => this.forwarder.linkTo(node));
-    this.#sys = new SysTopics(this);
-    for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()])
-      if (due !== undefined) host.ringAt(due);
+    this.share = new RegistryShare({
+      self: name,
+      alone: settings.node.role === "core" ? [name] : [],
+      store: this.store,
+      registry: this.registry,
+      link: (core) => this.peers.link(core),
+      nodes: () => this.members.nodes().map((node) => node.name),
+      nodeAt,
+    });
+    this.homes = new Homes({
+      self: name,
+      domain: settings.domain,
+      members: this.members,
+      replication: this.replication,
+      nodeAt,
+      isReplicated: () => this.#isReplicated,
+      whenReady: () => this.#starting,
+      changeMember: (member) => this.cluster.change(member),
+      handleNodeBack: (node, isNew) => void this.share.handleNodeBack(node, isNew),
+    });
+    this.cluster = new Cluster({
+      self: name,
+      settings,
+      store: this.store,
+      members: this.members,
+      peers: this.peers,
+      relayMember: (member, except) => this.replication.relay(memberRecord(member), except),
+      whenRelayed: () => this.replication.whenRelayed(),
+      reaches: (member) => this.reaches(member),
+      replicationOf: (member) => this.#replicationOf(member),
+      handleJoined: (member) => this.#handleJoined(member),
+      handleGone: (member) => this.#handleGone(member),
+      ringAt,
+      tell,
+    });
+    this.healer = new Healer({ self: name, members: this.members, peers: this.peers, ringAt, tell });
+    for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()]) if (due !== undefined) ringAt(due);
+    this.#start();
   }
 
-  /** The nodes of the cluster, in the order in which they joined. */
-  get members(): ReadonlySet<NodeName> {
-    return this.#members;
+  // ---- the other cores --------------------------------------------------------------------------------------------
+
+  /** What others have told while this core slept, or was away, is asked for before anything is routed by its table. */
+  #start(): void {
+    if (this.#others().length === 0) return;
+    this.#replicate();
+    this.#starting = this.#meetOthers();
   }
 
-  /** A node joins with the first thing it says. */
-  #join(node: NodeName): void {
-    if (this.#members.has(node)) return;
-    this.#members.add(node);
-    this.store.addMember(node, Date.now());
-    console.log(JSON.stringify({ event: "node_joined", node, cluster: this.settings.cluster.name }));
+  async #meetOthers(): Promise<void> {
+    const startedAt = Date.now();
+    const missing = (): Member[] => this.#others().filter(({ name }) => !this.peers.isUp(name));
+    for (let attempt = 1; attempt <= meetsAtStart && missing().length > 0; attempt++) {
+      if (attempt > 1) await scheduler.wait(retryDelayMs(attempt));
+      await this.peers.meetAll();
+    }
+    for (const { name } of missing()) this.cluster.handleDown(name);
+    this.#bootstrap = { timeMs: Date.now() - startedAt, keys: this.replication.keysPulled };
+    this.#starting = undefined;
+    this.share.handleCores(this.#runningCores());
+  }
+
+  /** Of a member, or of one that was given up and does not know it. */
+  handleHello(from: NodeName, hello: Hello): Hello {
+    const member = this.members.get(from);
+    if (member === undefined || member.state === "left") throw new Error(`${from} is not in this cluster`);
+    return this.peers.handleHello(from, hello);
+  }
+
+  handleRelay(from: NodeName, batch: Uint8Array): Promise<Uint8Array> {
+    if (!this.members.has(from)) throw new Error(`${from} is not in this cluster`);
+    return this.replication.handleRelay(this.peers.link(from), batch);
+  }
+
+  #others(): Member[] {
+    return this.members.coordinators().filter(({ name }) => name !== this.name);
+  }
+
+  #runningCores(): NodeName[] {
+    const isRunning = ({ name }: Member): boolean => name === this.name || this.peers.isUp(name);
+    return this.members
+      .cores()
+      .filter(isRunning)
+      .map(({ name }) => name);
+  }
+
+  /** There are others from now on: what they have not been told gets versions. */
+  #replicate(): void {
+    if (this.#isReplicated) return;
+    this.#isReplicated = true;
+    const { store } = this;
+    for (const { name, home, term } of this.members.nodes()) {
+      if (home !== this.name) continue;
+      const version = this.replication.nextVersion(name, term);
+      store.routes.replicate(name, version);
+      store.versions.set(name, version, version);
+    }
+    store.retained.replicate(this.name);
+    const stamp = this.replication.nextStamp(Date.now());
+    store.versions.set(this.name, stamp.version);
+    store.putFact(replicatedFact, "yes");
+  }
+
+  async #handleMet(link: PeerLink, hello: Hello, { wasDown, isPartitionOver }: Meeting): Promise<void> {
+    this.#bootstraps.set(link.name, hello.bootstrap);
+    if (hello.sawDown) this.share.handleWasOut();
+    for (const member of hello.members) this.cluster.handleMember(member);
+    if (wasDown) this.cluster.handleUp(link.name);
+    if (isPartitionOver && this.settings.cluster.autoheal && this.settings.node.role === "core")
+      this.healer.handlePartitionOver(link.name, Date.now());
+    if (!this.#starting) this.share.handleCores(this.#runningCores());
+    await this.replication.pullAll(link, hello.vector);
+  }
+
+  #handlePeerDown(link: PeerLink): void {
+    this.cluster.handleDown(link.name);
+    if (!this.#starting) this.share.handleCores(this.#runningCores());
+  }
+
+  #handleJoined(member: Member): void {
+    const { name } = member;
+    if (name === this.name || !isCoordinator(member) || this.peers.isUp(name)) return;
+    this.#replicate();
+    if (!this.#starting) void this.peers.meet(name);
+  }
+
+  #handleGone(member: Member): void {
+    const { name } = member;
+    if (isCoordinator(member)) {
+      this.share.handleCores(this.#runningCores().filter((core) => core !== name));
+      if (member.state !== "cleaned") this.peers.forget(name);
+    } else {
+      this.routes.dropNode(name);
+      this.store.routes.drop(name);
+      this.store.versions.forget(name);
+    }
+    this.registry.dropHolder(name);
+  }
+
+  #replicationOf(member: Member): Replicated | undefined {
+    const isOther = isCoordinator(member) && member.name !== this.name;
+    const bootstrap = (isOther ? this.#bootstraps : this.homes.bootstraps).get(member.name);
+    if (!bootstrap) return undefined;
+    const lag = isOther ? this.peers.link(member.name).lag : 0;
+    return { lag, bootstrapTimeMs: bootstrap.timeMs, bootstrapKeys: bootstrap.keys };
+  }
+
+  /** Autoheal: what this core has of others is taken over anew, and its nodes say again what they have. */
+  restart(): Promise<void> {
+    this.#starting ??= this.#restart();
+    return this.#starting;
+  }
+
+  async #restart(): Promise<void> {
+    this.#tell("core_restarting", {});
+    const nodes = this.members.nodes();
+    for (const { name, home } of nodes) if (home !== this.name) this.store.versions.forget(name);
+    this.peers.lost.clear();
+    await Promise.all(this.#others().map(({ name }) => this.peers.meet(name)));
+    const own = nodes.filter(({ home }) => home === this.name);
+    await Promise.all(own.map(({ name }) => this.homes.takeInAgain(name).catch(() => {})));
+    this.#starting = undefined;
+    this.share.handleWasOut();
+    this.share.handleCores(this.#runningCores());
+  }
+
+  /** A node, wherever it is: one of another deployment is reached through a core of it. */
+  nodeAt(node: NodeName): NodeRpc {
+    if (isMember(node, this.settings.domain)) return this.host.nodeAt(node);
+    return remoteNode((method, args) => this.#callRemote(node, method, args));
+  }
+
+  #callRemote(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    const member = this.members.get(node);
+    const isItsCore = ({ name }: PeerLink): boolean => this.members.get(name)?.domain === member?.domain;
+    const cores = this.peers.up().filter(isItsCore);
+    const core = cores.find(({ name }) => name === member?.home) ?? cores[0];
+    if (!core) return Promise.reject(new Error(`no core of ${node} is in reach`));
+    return core.tryOnce((peer) => peer.callNode(node, method, args));
+  }
+
+  /** Of this deployment. */
+  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    const call = this.nodeAt(node)[method] as (...args: readonly unknown[]) => Promise<unknown>;
+    return call(...args);
+  }
+
+  /** Whether this core reaches the member, now. */
+  reaches(name: NodeName): Promise<boolean> {
+    const member = this.members.get(name);
+    if (member && isCoordinator(member)) return this.peers.meet(name);
+    return this.forwarder.linkTo(name).settled();
+  }
+
+  #handleReach(node: NodeName, isReached: boolean): void {
+    if (!isReached) return this.cluster.handleDown(node);
+    this.cluster.handleUp(node);
+    void this.share.handleNodeBack(node, false);
+  }
+
+  /** Logged, and published under `$SYS`. */
+  #tell(event: string, facts: Readonly<Record<string, unknown>>): void {
+    const line = JSON.stringify({ event, core: this.name, cluster: this.settings.cluster.name, ...facts });
+    console.log(line);
+    if (this.routes.hasFilterUnder("$SYS/")) this.#sys.publishEvent(event, line);
   }
 
   // ---- route ------------------------------------------------------------------------------------------------------
 
-  route(node: NodeName, batch: Uint8Array): Promise<Uint8Array> {
-    this.#join(node);
+  /** Resolves when the node is to be served here; undefined: at once. */
+  whenReady(): Promise<void> | undefined {
+    return this.#starting;
+  }
+
+  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array> {
+    const coming = this.homes.whenIn(node, term);
+    if (coming) return coming.then(() => this.route(node, term, batch));
     this.forwarder.handleCall(node, Date.now());
     const answer = new Answer();
+    const changes: RouteChange[] = [];
+    const version = this.#isReplicated ? this.replication.nextVersion(node, term) : 0;
     for (const record of readNodeRecords(batch)) {
       const index = answer.add();
       try {
-        this.#handle(node, record, answer, index);
+        this.#handle(node, record, answer, index, { version, changes });
       } catch (error) {
         console.error(`a record of ${node} failed: ${String(error)}`);
         answer.codes[index] = ReasonCode.ImplementationSpecificError;
       }
     }
+    if (changes.length > 0 && this.#isReplicated) this.replication.publishRoutes(node, version, changes);
+    this.#awaitRelays(answer);
     return answer.whenComplete();
   }
 
-  #handle(node: NodeName, record: NodeRecord, answer: Answer, index: number): void {
+  /** Of this batch and of those before it (G3). */
+  #awaitRelays(answer: Answer): void {
+    const relayed = this.replication.whenRelayed();
+    if (!relayed) return;
+    answer.await();
+    void relayed.then(() => answer.settle());
+  }
+
+  #handle(node: NodeName, record: NodeRecord, answer: Answer, index: number, batch: RouteBatch): void {
     switch (record.kind) {
       case "fence":
         return;
       case "addRoute":
-        if (record.version < this.store.routeVersion(node, record.key)) return;
-        this.#addRoute(node, record.key, record.members);
-        this.store.putRoute(node, record.key, record.members, record.version);
+        this.#changeRoute(node, { key: record.key, members: record.members, sent: record.version }, batch);
         if (parseShared(record.key).filter.startsWith("$SYS/")) this.#sys.publishSoon();
         return;
       case "removeRoute":
-        if (record.version < this.store.routeVersion(node, record.key)) return;
-        this.#removeRoute(node, record.key);
-        this.store.deleteRoute(node, record.key);
-        return;
+        return this.#changeRoute(node, { key: record.key, members: undefined, sent: record.version }, batch);
       case "opened":
-        return this.registry.opened(record.clientId, record.epoch);
+        return this.#tellOwner(
+          record.clientId,
+          () => this.registry.opened(record.clientId, record.epoch, node),
+          (owner) => owner.openedHere(record.clientId, record.epoch, node),
+        );
       case "release":
-        return this.registry.release(record.clientId, record.epoch);
+        return this.#tellOwner(
+          record.clientId,
+          () => this.registry.release(record.clientId, record.epoch),
+          (owner) => owner.releaseHere(record.clientId, record.epoch),
+        );
       case "publish":
         return this.#publish(node, record, answer, index);
       case "unreadable":
         throw record.error;
     }
+  }
+
+  #changeRoute(node: NodeName, change: Omit<RouteChange, "version">, { version, changes }: RouteBatch): void {
+    const { key, sent, members } = change;
+    if (sent < this.store.routes.sentOf(node, key) || this.homes.isTakenIn(node, sent)) return;
+    const versioned = { ...change, version };
+    this.#setRoute(node, key, members);
+    this.store.routes.put(node, versioned);
+    changes.push(versioned);
   }
 
   #publish(node: NodeName, record: PublishRecord, answer: Answer, index: number): void {
@@ -182,23 +468,70 @@ export class Core {
     return (await answer.whenComplete()).every((code) => code < 0x80);
   }
 
-  #addRoute(node: NodeName, key: string, members: number): void {
+  /** @param members undefined: the route is gone. */
+  #setRoute(node: NodeName, key: string, members: number | undefined): void {
     const { group, filter } = parseShared(key);
-    if (group === undefined) this.routes.add(node, filter);
+    if (group === undefined) {
+      if (members === undefined) this.routes.remove(node, filter);
+      else this.routes.add(node, filter);
+    } else if (members === undefined) this.routes.removeShared(node, group, filter);
     else this.routes.setShared(node, group, filter, members);
-  }
-
-  #removeRoute(node: NodeName, key: string): void {
-    const { group, filter } = parseShared(key);
-    if (group === undefined) this.routes.remove(node, filter);
-    else this.routes.removeShared(node, group, filter);
   }
 
   // ---- registry ---------------------------------------------------------------------------------------------------
 
-  claim(clientId: string, node: NodeName): Claim {
-    this.#join(node);
-    return this.registry.claim(clientId, node, Date.now());
+  /** The claim is made by the core that owns the client id; should that one be gone, another one comes to own it. */
+  async claim(clientId: string, node: NodeName, term: number): Promise<Claim> {
+    for (let coming; (coming = this.homes.whenIn(node, term));) await coming;
+    return this.#askOwner(
+      clientId,
+      () => this.share.claim(clientId, node),
+      (owner) => owner.claimHere(clientId, node),
+    );
+  }
+
+  async abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
+    return this.#askOwner(
+      clientId,
+      () => this.share.abandon(clientId, epoch, holder),
+      (owner) => owner.abandonHere(clientId, epoch, holder),
+    );
+  }
+
+  async #askOwner<T>(
+    clientId: string,
+    ask: () => Promise<T | undefined>,
+    askThere: (owner: PeerRpc) => Promise<T | undefined>,
+  ): Promise<T> {
+    for (let attempt = 1; attempt <= limits.attemptsMax; attempt++) {
+      await this.#starting;
+      const owner = this.share.ownerOf(clientId);
+      if (owner === undefined) break;
+      try {
+        const answer = await (owner === this.name ? ask() : this.peers.link(owner).call(askThere));
+        if (answer !== undefined) return answer;
+      } catch (error) {
+        console.error(`${owner} did not answer for ${clientId}: ${String(error)}`);
+      }
+      await scheduler.wait(retryDelayMs(attempt));
+    }
+    throw new Error(`no core answers for ${clientId}`);
+  }
+
+  /** Should it be lost, a claim is kept that is of no use. */
+  #tellOwner(clientId: string, tell: () => void, tellThere: (owner: PeerRpc) => Promise<void>): void {
+    const owner = this.share.ownerOf(clientId);
+    if (owner === this.name) return tell();
+    if (owner === undefined) return;
+    const told = this.peers.link(owner).call(tellThere);
+    told.catch((error: unknown) => console.error(`${owner} was not told of ${clientId}: ${String(error)}`));
+  }
+
+  /** Resolves when all that any core in reach has routed to the node before has reached it; to false if one cannot. */
+  async settled(node: NodeName): Promise<boolean> {
+    const others = this.peers.up().map((peer) => peer.call((core) => core.settledHere(node)).catch(() => true));
+    const isSettled = await Promise.all([this.forwarder.linkTo(node).settled(), ...others]);
+    return !isSettled.includes(false);
   }
 
   // ---- retained ---------------------------------------------------------------------------------------------------
@@ -209,13 +542,19 @@ export class Core {
     try {
       // A delayed message is the core's own by now, and counts from now on, whatever its id says.
       if (node !== this.name && retained.isOutdated(message)) return true;
-      if (!retained.put(message, bytes)) return false;
+      const stamp = this.#isReplicated ? this.replication.nextStamp(Date.now()) : undefined;
+      if (!retained.put(message, bytes, stamp)) return false;
+      if (stamp) this.replication.publishRetained(message.topic, stamp.version, bytes);
     } catch (error) {
       console.error(`a message could not be retained: ${String(error)}`);
       return false;
     }
-    if (message.expiresAt > 0) this.host.ringAt(sweepOf(message.expiresAt));
+    this.#sweepAt(message.expiresAt);
     return true;
+  }
+
+  #sweepAt(expiresAt: number): void {
+    if (expiresAt > 0) this.host.ringAt(sweepOf(expiresAt));
   }
 
   #sweepRetained(now: number): void {
@@ -245,6 +584,10 @@ export class Core {
   async handleAlarm(now: number): Promise<void> {
     this.#sweepRetained(now);
     this.forwarder.handleAlarm(now);
+    this.peers.handleAlarm(now);
+    this.healer.handleAlarm(now);
+    this.cluster.handleAlarm(now);
+    await this.#starting;
     const isRefused = await Promise.all(
       this.store.delayedUntil(now).map((delayed) => this.#publishDelayed(delayed, now)),
     );
@@ -270,6 +613,12 @@ export class Core {
     this.store.forgetDelayed(id);
     return false;
   }
+}
+
+/** A node's route changes in one batch, told to the other cores together. */
+interface RouteBatch {
+  readonly version: number;
+  readonly changes: RouteChange[];
 }
 
 function addTo<K, V>(lists: Map<K, V[]>, key: K, value: V): void {

@@ -25,6 +25,8 @@ export interface ForwarderHost {
   readonly ringAt: (at: number) => void;
   /** A share group's message was parked for a node that has no member any more. @returns whether somebody has it. */
   readonly passOn: (message: ForwardedMessage) => Promise<boolean>;
+  /** A node is in reach again, or is not any more. */
+  readonly handleReach: (node: NodeName, isReached: boolean) => void;
 }
 
 export type ForwardedMessage = Extract<Forwarded, { kind: "forward" }>;
@@ -140,6 +142,7 @@ export class Forwarder {
         return (batch: Uint8Array) => stub.forward(batch);
       },
       passOn: (record: Uint8Array) => this.#passOn(record),
+      handleReach: (isReached: boolean) => this.#host.handleReach(node, isReached),
     };
     const link = new NodeLink(node, host, parked);
     this.#links.set(node, link);

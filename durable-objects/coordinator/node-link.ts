@@ -39,6 +39,7 @@ export interface NodeLinkHost {
   readonly ringAt: (at: number) => void;
   /** The node has nobody any more who takes this share group's message. @returns whether somebody else has it. */
   readonly passOn: (record: Uint8Array) => Promise<boolean>;
+  readonly handleReach: (isReached: boolean) => void;
 }
 
 interface Live {
@@ -160,7 +161,7 @@ export class NodeLink {
     this.#state = state;
     state.waiting = [...items];
     state.triedAt = now;
-    console.log(JSON.stringify({ event: "node_unreachable", node }));
+    this.#host.handleReach(false);
     this.#write(state);
     this.#pause(state);
   }
@@ -223,10 +224,10 @@ export class NodeLink {
       this.#pause(state);
       return false;
     }
-    console.log(JSON.stringify({ event: "node_reachable", node: this.node }));
     const live = this.#liveState();
     this.#state = live;
     for (const item of state.waiting.splice(0)) live.outbox.addParkable(item);
+    this.#host.handleReach(true);
     return true;
   }
 

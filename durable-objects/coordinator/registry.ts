@@ -15,14 +15,16 @@
  *     A claims  3   A since 3, B since 2     its session of epoch 1 is stale
  */
 import type { NodeName } from "../../cluster/name.ts";
-import { endedRecord, type Claim } from "../rpc.ts";
-import type { CoreStore } from "./core-store.ts";
+import { endedRecord, type Claim, type HeldSession, type Holder } from "../rpc.ts";
+import type { CoreStore, StoredClaim } from "./core-store.ts";
 import type { NodeLink } from "./node-link.ts";
 
 export class Registry {
   readonly #store: CoreStore;
   readonly #linkTo: (node: NodeName) => NodeLink;
   #lastEpoch = 0;
+  /** Client ids that were on the way between nodes when they came to this core. */
+  readonly #opening = new Set<string>();
 
   constructor(store: CoreStore, linkTo: (node: NodeName) => NodeLink) {
     this.#store = store;
@@ -41,14 +43,59 @@ export class Registry {
   }
 
   /** The claimer has the session: no other node holds any of it. */
-  opened(clientId: string, epoch: number): void {
+  opened(clientId: string, epoch: number, node: NodeName): void {
+    this.#opening.delete(clientId);
     const claim = this.#store.claimOf(clientId);
-    if (claim?.epoch === epoch) this.#store.putClaim(clientId, { epoch, holders: claim.holders.slice(0, 1) });
+    if (!claim || claim.epoch > epoch) return;
+    const holder = claim.holders.find((each) => each.node === node) ?? { node, since: epoch };
+    this.#store.putClaim(clientId, { epoch, holders: [holder] });
   }
 
   /** Only the latest claim can be released. */
   release(clientId: string, epoch: number): void {
+    this.#opening.delete(clientId);
     this.#store.deleteClaim(clientId, epoch);
+  }
+
+  // ---- from elsewhere ---------------------------------------------------------------------------------------------
+
+  /** What another core knew of a client id that has come to this one. */
+  takeIn(clientId: string, claim: StoredClaim): void {
+    const known = this.#store.claimOf(clientId);
+    this.#store.putClaim(clientId, known ? merged(known, claim) : claim);
+  }
+
+  /** What a node says that it holds. */
+  handleHeld(node: NodeName, { clientId, epoch, isOpening }: HeldSession): void {
+    if (isOpening) this.#opening.add(clientId);
+    const known = this.#store.claimOf(clientId);
+    const held: StoredClaim = { epoch, holders: [{ node, since: 0 }] };
+    if (!known) return this.#store.putClaim(clientId, held);
+    if (known.holders.some((each) => each.node === node)) {
+      if (epoch > known.epoch) this.#store.putClaim(clientId, merged(known, held));
+      return;
+    }
+    const isMoving = known.holders.length > 1 || this.#opening.has(clientId);
+    if (isMoving) return this.#store.putClaim(clientId, merged(known, held));
+    // Nobody is taking one over from the other: the older of the two is from before.
+    const older = known.epoch > epoch ? node : known.holders[0]!.node;
+    if (older !== node) this.#store.putClaim(clientId, held);
+    const bytes = endedRecord(clientId, Math.max(known.epoch, epoch));
+    this.#linkTo(older).add({ bytes, settled: () => {} });
+  }
+
+  /** The node is in the cluster no more. */
+  dropHolder(node: NodeName): void {
+    for (let after: string | undefined = ""; after !== undefined;) {
+      const page = this.#store.claims(after);
+      for (const { clientId, claim } of page) {
+        const holders = claim.holders.filter((holder) => holder.node !== node);
+        if (holders.length === claim.holders.length) continue;
+        if (holders.length === 0) this.#store.deleteClaim(clientId, claim.epoch);
+        else this.#store.putClaim(clientId, { ...claim, holders });
+      }
+      after = page.at(-1)?.clientId;
+    }
   }
 
   /** The claimer goes on without the holder. @returns whether its claim is still the latest. */
@@ -64,4 +111,12 @@ export class Registry {
     this.#store.putClaim(clientId, { epoch, holders: claim.holders.filter(({ node }) => node !== holder) });
     return true;
   }
+}
+
+/** All holders of both, those of the later claim first. */
+function merged(a: StoredClaim, b: StoredClaim): StoredClaim {
+  const [later, earlier] = a.epoch >= b.epoch ? [a, b] : [b, a];
+  const holders: Holder[] = [...later.holders];
+  for (const holder of earlier.holders) if (!holders.some(({ node }) => node === holder.node)) holders.push(holder);
+  return { epoch: later.epoch, holders };
 }

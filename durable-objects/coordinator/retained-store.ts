@@ -2,6 +2,10 @@
  * Retained messages on a core's disk: one per topic, ordered by the bytes of the topics. A filter is read by skip-scan
  * (mqtt/topic-scan.ts): topics are looked at one by one, and only of those that match the message is read.
  *
+ * Every core has them all. A core that takes one in gives it a version of its own, later than all that it has seen, and of
+ * two messages on one topic the one with the later version holds; that a topic was cleared is remembered for as long as
+ * there are not too many. In a cluster of one core none of that is written.
+ *
  * An expired message is given to nobody from that moment; it is deleted when the alarm rings next.
  *
  * A batch may come again, and behind a later one. Ids of one life of a node rise in the order of its clients' publishes, so
@@ -10,24 +14,45 @@
  *
  * Rows written: one for a topic that is known, two for a new one, one more if the message expires; one a turn for the count.
  */
-import { ByteReader, concatenate } from "../../mqtt/byte-buffer.ts";
+import type { NodeName } from "../../cluster/name.ts";
+import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { isUpTo } from "../../mqtt/message-id-set.ts";
-import { readMessage, type Message } from "../../mqtt/message.ts";
+import { readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
 import { seekAfter } from "../../mqtt/topic-scan.ts";
 import { matches } from "../../mqtt/topic.ts";
-import type { RetainedPage } from "../rpc.ts";
+import { writeRetainedEntry, type RetainedEntry, type RetainedPage } from "../rpc.ts";
 import type { Sql } from "../schema.ts";
 import { LatestIds } from "./latest-ids.ts";
+import { placeOf, type EntriesPage } from "./route-store.ts";
 import { RowCount } from "./row-count.ts";
+import type { Versions } from "./versions.ts";
+
+/** Who has taken a message in, and when in the order of all its changes. */
+export interface Stamp {
+  readonly writer: NodeName;
+  readonly version: number;
+}
+
+const unstamped: Stamp = { writer: "", version: 0 };
+
+/** Behind a place in the order of versions and topics. */
+const retainedBehind =
+  "SELECT topic, version, message FROM retained WHERE writer = ? AND (version, topic) > (?, ?) AND version >= ?";
+const clearedBehind =
+  "SELECT topic, version, NULL AS message FROM cleared WHERE writer = ? AND (version, topic) > (?, ?) AND version >= ?";
 
 export class RetainedStore {
   readonly #sql: Sql;
   readonly #count: RowCount;
+  readonly #versions: Versions;
+  readonly #writer = new ByteWriter();
   readonly #latest = new LatestIds();
+  #clearings = 0;
 
-  constructor(sql: Sql) {
+  constructor(sql: Sql, versions: Versions) {
     this.#sql = sql;
+    this.#versions = versions;
     this.#count = new RowCount(sql, "retained");
   }
 
@@ -50,25 +75,111 @@ export class RetainedStore {
 
   /**
    * The message takes the place of its topic's last one; without a payload it only clears it.
+   * @param stamp where there are other cores
    * @returns whether there was room.
    */
-  put(message: Message, bytes: Uint8Array): boolean {
-    const isKept = this.#replace(message, bytes);
+  put(message: Message, bytes: Uint8Array, stamp: Stamp = unstamped): boolean {
+    const isKept = this.#replace(message, bytes, stamp);
     if (isKept) this.#latest.add(message);
     return isKept;
   }
 
-  #replace({ topic, payload, expiresAt }: Message, bytes: Uint8Array): boolean {
+  #replace({ topic, payload, expiresAt }: Message, bytes: Uint8Array, { writer, version }: Stamp): boolean {
     if (payload.length === 0) {
       this.#delete("topic = ?", topic);
+      if (version > 0) this.#putCleared(topic, writer, version);
       return true;
     }
-    const update = "UPDATE retained SET expires_at = ?, message = ? WHERE topic = ?";
-    if (this.#sql.exec(update, expiresAt, bytes, topic).rowsWritten > 0) return true;
-    if (this.count >= limits.retainedMessagesMax) return false;
-    this.#sql.exec("INSERT INTO retained (topic, expires_at, message) VALUES (?, ?, ?)", topic, expiresAt, bytes);
-    this.#count.add(1);
+    const update = "UPDATE retained SET expires_at = ?, message = ?, writer = ?, version = ? WHERE topic = ?";
+    const isKnown = this.#sql.exec(update, expiresAt, bytes, writer, version, topic).rowsWritten > 0;
+    if (!isKnown) {
+      if (this.count >= limits.retainedMessagesMax) return false;
+      const insert = "INSERT INTO retained (topic, expires_at, message, writer, version) VALUES (?, ?, ?, ?, ?)";
+      this.#sql.exec(insert, topic, expiresAt, bytes, writer, version);
+      this.#count.add(1);
+      if (version > 0) this.#sql.exec("DELETE FROM cleared WHERE topic = ?", topic);
+    }
     return true;
+  }
+
+  #putCleared(topic: string, writer: NodeName, version: number): void {
+    this.#sql.exec("INSERT OR REPLACE INTO cleared VALUES (?, ?, ?)", topic, writer, version);
+    if (++this.#clearings < limits.removalsPerWriterMax) return;
+    this.#clearings = 0;
+    const query = "SELECT version FROM cleared WHERE writer = ? ORDER BY version DESC LIMIT 1 OFFSET ?";
+    const [oldest] = this.#sql.exec<{ version: number }>(query, writer, limits.removalsPerWriterMax / 2);
+    if (!oldest) return;
+    this.#sql.exec("DELETE FROM cleared WHERE writer = ? AND version <= ?", writer, oldest.version);
+    this.#versions.set(writer, this.#versions.of(writer), oldest.version);
+  }
+
+  // ---- replication ------------------------------------------------------------------------------------------------
+
+  /** What was retained without other cores to tell is new to them, and older than all that they have. */
+  replicate(writer: NodeName): void {
+    this.#sql.exec("CREATE INDEX IF NOT EXISTS retained_version ON retained (writer, version)");
+    this.#sql.exec("CREATE INDEX IF NOT EXISTS cleared_version ON cleared (writer, version)");
+    this.#sql.exec("UPDATE retained SET writer = ?, version = 1 WHERE version = 0", writer);
+  }
+
+  /** Another core's change. @returns its message, if it was later than what is known of the topic. */
+  apply(writer: NodeName, { topic, version, bytes }: RetainedEntry): Message | undefined {
+    const known = this.#stampOf(topic);
+    if (known.version > version || (known.version === version && known.writer >= writer)) return undefined;
+    const message = readMessage(new ByteReader(bytes));
+    return this.put(message, bytes, { writer, version }) ? message : undefined;
+  }
+
+  #stampOf(topic: string): Stamp {
+    for (const table of ["retained", "cleared"]) {
+      const [row] = this.#sql.exec<{ writer: string; version: number }>(
+        `SELECT writer, version FROM ${table} WHERE topic = ?`,
+        topic,
+      );
+      if (row) return row;
+    }
+    return unstamped;
+  }
+
+  /** A page of what the writer has taken in behind a version, or of all that is left of it. */
+  changes(writer: NodeName, since: number, after: string): EntriesPage {
+    const isWhole = since < this.#versions.floorOf(writer);
+    const [version, topic] = placeOf(after) ?? [isWhole ? 0 : since, ""];
+    const rows = this.#sql.exec<{ topic: string; version: number; message: ArrayBuffer | null }>(
+      `${[retainedBehind, clearedBehind].join(" UNION ALL ")} ORDER BY version, topic LIMIT ?`,
+      ...[writer, version, topic, version, writer, version, topic, version, limits.pageEntriesMax],
+    );
+    let last: RetainedEntry | undefined;
+    let isLast = true;
+    for (const row of rows) {
+      const bytes = row.message ? new Uint8Array(row.message) : this.#clearing(row.topic);
+      last = { topic: row.topic, version: row.version, bytes };
+      writeRetainedEntry(this.#writer, last);
+      isLast = this.#writer.length < limits.pageBytesMax;
+      if (!isLast) break;
+    }
+    const next = last && (!isLast || this.#hasBehind(writer, last)) ? `${last.version} ${last.topic}` : undefined;
+    return { isWhole, entries: this.#writer.take(), next };
+  }
+
+  #hasBehind(writer: NodeName, { version, topic }: RetainedEntry): boolean {
+    const behind = [retainedBehind, clearedBehind].join(" UNION ALL ");
+    const bindings = [writer, version, topic, version];
+    return this.#sql.exec(`${behind} LIMIT 1`, ...bindings, ...bindings).toArray().length > 0;
+  }
+
+  /** A message that clears the topic. */
+  #clearing(topic: string): Uint8Array {
+    const writer = new ByteWriter();
+    const empty = new Uint8Array();
+    const nobody = { id: "", from: "", qos: 0, retain: true, expiresAt: 0 } as const;
+    writeMessage(writer, { ...nobody, topic, payload: empty, properties: empty });
+    return writer.take();
+  }
+
+  topicsOf(writer: NodeName): string[] {
+    const query = "SELECT topic FROM retained WHERE writer = ?";
+    return [...this.#sql.exec<{ topic: string }>(query, writer)].map(({ topic }) => topic);
   }
 
   /** Bounded in messages, in bytes and in topics looked at. */

@@ -26,6 +26,11 @@ export class SysTopics {
     this.#ringAt(Date.now() + firstMs);
   }
 
+  /** What has happened to a member, as JSON. */
+  publishEvent(event: string, line: string): void {
+    this.#publish(`$SYS/brokers/${this.#core.name}/events/${event}`, line);
+  }
+
   async handleAlarm(now: number): Promise<void> {
     if (this.#dueAt === 0) return;
     if (this.#dueAt > now) return this.#core.host.ringAt(this.#dueAt);
@@ -43,12 +48,13 @@ export class SysTopics {
 
   async #publishAll(now: number): Promise<void> {
     const core = this.#core;
-    const nodes = [core.name, ...core.members];
+    const { members } = core;
+    const nodes = [...members.coordinators(), ...members.nodes()].map(({ name }) => name);
     this.#publish("$SYS/brokers", nodes.join(","));
     this.#publishNode(core.name, core.startedAt, now);
     this.#publishNumbers(core.name, "metrics", core.metrics.all());
     this.#publishNumbers(core.name, "stats", {
-      "nodes.count": core.members.size,
+      "nodes.count": members.nodes().length,
       "topics.count": core.routes.size,
       "retained.count": core.store.retained.count,
       "delayed.count": core.store.delayedCount(),
@@ -56,7 +62,9 @@ export class SysTopics {
       "parked.count": core.forwarder.parked.messages,
       "parked.bytes": core.forwarder.parked.bytes,
     });
-    await Promise.all([...core.members].map((node) => this.#publishMember(node, now)));
+    // Each core tells of the nodes whose home it is.
+    const own = members.nodes().filter(({ home }) => home === core.name);
+    await Promise.all(own.map(({ name }) => this.#publishMember(name, now)));
   }
 
   async #publishMember(node: NodeName, now: number): Promise<void> {

@@ -2,8 +2,9 @@ import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
-import type { NodeRpc, NodeStats, StoredDelivery, TakenOver } from "../rpc.ts";
+import type { Holdings, NodeRoutes, NodeRpc, NodeStats, RegistryMove, StoredDelivery, TakenOver } from "../rpc.ts";
 import { Broker } from "./broker.ts";
+import { holdingsOf, routesOf } from "./inventory.ts";
 import { Takeover } from "./takeover.ts";
 
 /** Subprotocol header of an upgrade, set by the worker to the one to echo. */
@@ -19,12 +20,11 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     const name = ctx.id.name ?? "";
     parseNodeName(name);
     const settings = readSettings(env);
-    const [core] = settings.cluster.core_nodes;
     this.#alarm = new Alarm(ctx.storage);
     this.#broker = new Broker(name, settings, {
       storage: ctx.storage,
       sockets: ctx.getWebSockets(),
-      core: () => env.COORDINATOR.getByName(core),
+      coreAt: (core: NodeName) => env.COORDINATOR.getByName(core),
       nodeAt: (node: NodeName) => env.NODE.getByName(node),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
@@ -80,6 +80,14 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   async takeOverDone(clientId: string, epoch: number, known: Uint8Array): Promise<void> {
     new Takeover(this.#broker, clientId, epoch).done(known);
+  }
+
+  async routes(after: string): Promise<NodeRoutes> {
+    return routesOf(this.#broker, after);
+  }
+
+  async holdings(move: RegistryMove, after: string): Promise<Holdings> {
+    return holdingsOf(this.#broker, move, after);
   }
 
   async stats(): Promise<NodeStats> {

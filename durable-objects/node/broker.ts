@@ -10,7 +10,8 @@
  * durable. Everything else is written behind by a timer, which keeps the object from sleeping while it owes a write.
  */
 import type { Settings } from "../../cluster/config.ts";
-import type { NodeName } from "../../cluster/name.ts";
+import { isMember, type NodeName } from "../../cluster/name.ts";
+import { coresByDistance } from "../../cluster/placement.ts";
 import { SubscriptionTable, type RouteChange, type Subscriber } from "../../cluster/subscription-table.ts";
 import type { ChannelContext, ConnectionFacts, OpenRequest, Wanted } from "../../mqtt/channel.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
@@ -22,6 +23,7 @@ import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/
 import { parseDelayed, parseShared } from "../../mqtt/topic.ts";
 import { countedSql } from "../counted-sql.ts";
 import { Metrics } from "../metrics.ts";
+import { remoteNode } from "../remote-node.ts";
 import { migrate, type Database } from "../schema.ts";
 import {
   addRouteRecord,
@@ -37,6 +39,7 @@ import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
 import { CoreLink } from "./core-link.ts";
 import { Dispatcher } from "./dispatcher.ts";
+import { Home } from "./home.ts";
 import { KnownMessages } from "./known-messages.ts";
 import { MessageLog } from "./message-log.ts";
 import { migrations } from "./node-schema.ts";
@@ -50,7 +53,8 @@ import { Sessions } from "./sessions.ts";
 export interface BrokerHost {
   readonly storage: Database;
   readonly sockets: readonly WebSocket[];
-  readonly core: () => CoordinatorRpc;
+  readonly coreAt: (name: NodeName) => CoordinatorRpc;
+  /** A node of this deployment. */
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;
@@ -113,7 +117,9 @@ export class Broker {
       load: (key) => this.store.subscribers(key),
       isConnected: (sessionId) => this.#sockets.has(sessionId),
     });
-    this.core = new CoreLink(name, host.core, {
+    const { domain, cluster } = settings;
+    const cores = coresByDistance(name, domain, cluster.core_nodes) as [NodeName, ...NodeName[]];
+    this.core = new CoreLink(name, new Home(sql, cores), host.coreAt, {
       beforeSend: () => this.sessions.saveUrgent(),
       countDropped: (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
     });
@@ -152,6 +158,12 @@ export class Broker {
     this.own.sendAll();
     const due = this.store.nextDue();
     if (due !== undefined) this.host.ringAt(due);
+  }
+
+  /** A node, wherever it is. */
+  nodeAt(node: NodeName): NodeRpc {
+    if (isMember(node, this.settings.domain)) return this.host.nodeAt(node);
+    return remoteNode((method, args) => this.core.callNode(node, method, args));
   }
 
   // ---- sockets ----------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ interface Opening {
   /** The one that this one waits for before it claims. */
   before: Opening | undefined;
   superseded: boolean;
+  /** Of the claim; 0 until it is answered. */
+  epoch: number;
 }
 
 export class Claims {
@@ -48,6 +50,11 @@ export class Claims {
     return this.#openings.has(clientId);
   }
 
+  /** Client ids whose connections are on the way, each with the epoch of its claim: 0 while it is not answered. */
+  opening(): (readonly [clientId: string, epoch: number])[] {
+    return [...this.#openings].map(([clientId, { epoch }]) => [clientId, epoch]);
+  }
+
   async open(connection: Connection, request: OpenRequest): Promise<void> {
     const { clientId } = request.facts;
     if (!this.#sessions.byClientId(clientId) && !this.#broker.store.hasRoom())
@@ -59,7 +66,7 @@ export class Claims {
       opening.before = undefined;
       return opening.superseded ? undefined : this.#broker.core.claim(clientId);
     });
-    const opening: Opening = { connection, claim, done, before, superseded: false };
+    const opening: Opening = { connection, claim, done, before, superseded: false, epoch: 0 };
     this.#openings.set(clientId, opening);
     try {
       await this.#open(opening, request);
@@ -77,6 +84,7 @@ export class Claims {
     const claim = await opening.claim;
     if (!claim) return;
     const { epoch, since, holders } = claim;
+    opening.epoch = epoch;
     const takeover = new Takeover(broker, clientId, epoch);
     this.#endStale(clientId, since);
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
@@ -84,7 +92,7 @@ export class Claims {
     const dismissals: Promise<boolean>[] = [];
     for (const { node, since: holderSince } of holders) {
       const holder = new HolderLink(node, {
-        connect: () => broker.host.nodeAt(node),
+        connect: () => broker.nodeAt(node),
         isWanted: () => !opening.superseded,
         isReached: () => broker.core.reaches(node),
       });

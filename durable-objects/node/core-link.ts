@@ -5,8 +5,9 @@
 import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { ReasonCode } from "../../mqtt/reason-codes.ts";
-import { Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
-import type { Claim, CoordinatorRpc, RetainedPage } from "../rpc.ts";
+import { isOverloaded, Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
+import type { Claim, CoordinatorRpc, NodeRpc, RetainedPage } from "../rpc.ts";
+import type { Home } from "./home.ts";
 
 export interface CoreLinkEvents {
   /** A batch is about to leave: the runtime holds it until what is written now is durable. */
@@ -17,29 +18,60 @@ export interface CoreLinkEvents {
 export class CoreLink {
   readonly outbox: Outbox;
   readonly #node: NodeName;
-  readonly #stub: () => CoordinatorRpc;
+  readonly #home: Home;
+  readonly #coreAt: (core: NodeName) => CoordinatorRpc;
+  #hasFailed = false;
 
-  /** @param stub makes a fresh stub of the home core. */
-  constructor(node: NodeName, stub: () => CoordinatorRpc, { beforeSend, countDropped }: CoreLinkEvents) {
+  /** @param coreAt makes a fresh stub. */
+  constructor(
+    node: NodeName,
+    home: Home,
+    coreAt: (core: NodeName) => CoordinatorRpc,
+    { beforeSend, countDropped }: CoreLinkEvents,
+  ) {
     this.#node = node;
-    this.#stub = stub;
+    this.#home = home;
+    this.#coreAt = coreAt;
     const connect = (): SendBatch => {
-      const core = stub();
+      if (this.#hasFailed) home.handleFailure(Date.now());
+      this.#hasFailed = false;
+      const { core, term } = home;
+      const stub = coreAt(core);
       return (batch) => {
         beforeSend();
-        return core.route(node, batch);
+        return this.#watched(stub.route(node, term, batch));
       };
     };
     this.outbox = new Outbox(connect, countDropped);
   }
 
+  /** The failures of one connection count once. */
+  async #watched<T>(answer: Promise<T>): Promise<T> {
+    try {
+      const value = await answer;
+      this.#home.handleAnswer();
+      return value;
+    } catch (error) {
+      this.#hasFailed ||= !isOverloaded(error);
+      throw error;
+    }
+  }
+
   /** Held until the core answers, however long that takes: the code is the core's. */
   add(record: Uint8Array, answered: (reasonCode: ReasonCode) => void): void {
     this.outbox.add(record, (reasonCode) => answered(reasonCode as ReasonCode));
+    const nearest = this.#home.nearestAgain(Date.now());
+    if (nearest !== undefined) this.#goBackTo(nearest).catch(() => {});
+  }
+
+  async #goBackTo(nearest: NodeName): Promise<void> {
+    if (!(await this.#coreAt(nearest).isReady())) return;
+    this.#home.return(Date.now());
+    this.outbox.reconnect();
   }
 
   claim(clientId: string): Promise<Claim> {
-    return this.#call((core) => core.claim(clientId, this.#node));
+    return this.#call((core) => core.claim(clientId, this.#node, this.#home.term));
   }
 
   /** @returns whether the claim is still the latest. */
@@ -61,13 +93,21 @@ export class CoreLink {
     return this.#call((core) => core.retained(filter, after, messagesMax));
   }
 
+  /** A call to a node of another deployment. */
+  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    return this.#coreAt(this.#home.core).callNode(node, method, args);
+  }
+
   /** Calls that may be made twice: each attempt on a fresh stub, since one that threw stays dead. */
   async #call<T>(call: (core: CoordinatorRpc) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try {
-        return await call(this.#stub());
+        const answer = await call(this.#coreAt(this.#home.core));
+        this.#home.handleAnswer();
+        return answer;
       } catch (error) {
         if (attempt >= limits.attemptsMax) throw error;
+        if (!isOverloaded(error)) this.#home.handleFailure(Date.now());
         await scheduler.wait(retryDelayMs(attempt));
       }
     }

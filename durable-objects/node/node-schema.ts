@@ -154,6 +154,7 @@ export const migrations: readonly Migration[] = [
       DROP TABLE known_before;
     `);
   },
+  "CREATE TABLE home (id INTEGER PRIMARY KEY, core TEXT NOT NULL, term INTEGER NOT NULL)",
 ];
 
 /** What was known for each session is what it knows from where it was. */

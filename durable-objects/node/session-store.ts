@@ -81,6 +81,18 @@ export class SessionStore {
     return this.#sql.exec<{ id: number }>("SELECT coalesce(max(id), 0) + 1 AS id FROM session").one().id;
   }
 
+  /** A page of the filters, and share groups, that sessions here subscribe by, in order. */
+  filters(after: string, count: number): string[] {
+    const query = "SELECT DISTINCT filter FROM subscription WHERE filter > ? ORDER BY filter LIMIT ?";
+    return [...this.#sql.exec<{ filter: string }>(query, after, count)].map(({ filter }) => filter);
+  }
+
+  /** A page of the client ids that have a session here, in order, each with the epoch of its last opening. */
+  clientIds(after: string, count: number): { clientId: string; epoch: number }[] {
+    const query = "SELECT client_id AS clientId, epoch FROM session WHERE client_id > ? ORDER BY client_id LIMIT ?";
+    return this.#sql.exec<{ clientId: string; epoch: number }>(query, after, count).toArray();
+  }
+
   /** Whatever a crash half-way left under this name is not the new session's (G9). */
   clear(id: number): void {
     this.#sql.exec("DELETE FROM queue WHERE session = ?", id);

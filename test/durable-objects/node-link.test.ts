@@ -106,6 +106,7 @@ class World {
       metrics,
       connect,
       passOn,
+      handleReach: () => {},
       ringAt: (at: number) => (this.ringAt = Math.min(this.ringAt, at)),
     };
     this.link = new NodeLink(node, host, disk.total());
@@ -447,7 +448,13 @@ describe("settled", () => {
 
 test("a fence is what a node takes for one", async () => {
   let kinds: string[] = [];
-  const host = { parked: world.disk, metrics: world.metrics, ringAt: () => {}, passOn: () => Promise.resolve(true) };
+  const host = {
+    parked: world.disk,
+    metrics: world.metrics,
+    ringAt: () => {},
+    handleReach: () => {},
+    passOn: () => Promise.resolve(true),
+  };
   const connect = () => (batch: Uint8Array) => {
     kinds = [...readForwarded(batch)].map(({ kind }) => kind);
     return Promise.resolve(Uint8Array.of(0));
@@ -489,7 +496,13 @@ describe("seeded", () => {
         const ringAt = (at: number) => {
           if (mine === life) world.ringAt = Math.min(world.ringAt, at);
         };
-        const host = { parked: world.disk, metrics: new Metrics(), ringAt, passOn: () => Promise.resolve(true) };
+        const host = {
+          handleReach: () => {},
+          parked: world.disk,
+          metrics: new Metrics(),
+          ringAt,
+          passOn: () => Promise.resolve(true),
+        };
         const connect = () => {
           // A link that broke loses this call and all behind it on the same connection, as an RPC session does.
           let isBroken = false;

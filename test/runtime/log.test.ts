@@ -726,12 +726,12 @@ describe("[G1] what a node publishes itself at QoS 2 comes once,", () => {
     let left = times;
     // oxlint-disable-next-line typescript/unbound-method -- it is called with the object that it was called on
     const { route } = Coordinator.prototype;
-    vi.spyOn(Coordinator.prototype, "route").mockImplementation(async function (this: Coordinator, from, batch) {
-      if (from !== node || left === 0) return route.call(this, from, batch);
+    vi.spyOn(Coordinator.prototype, "route").mockImplementation(async function (this: Coordinator, from, term, batch) {
+      if (from !== node || left === 0) return route.call(this, from, term, batch);
       left--;
       const act = (): Promise<void> => crash(victim === "node" ? node : coreName);
       if (when === "before") await act();
-      const answer = await route.call(this, from, batch);
+      const answer = await route.call(this, from, term, batch);
       if (when === "behind") await act();
       return answer;
     });

@@ -5,6 +5,7 @@ import type { Packet } from "mqtt-packet";
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { RetainedStore } from "../../durable-objects/coordinator/retained-store.ts";
+import { Versions } from "../../durable-objects/coordinator/versions.ts";
 import { joinRecords, publishRecord, type RetainedPage } from "../../durable-objects/rpc.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
@@ -77,7 +78,7 @@ function topicsOf({ messages }: RetainedPage): string[] {
 async function onDisk<R>(run: (store: RetainedStore) => R): Promise<{ result: R; read: number; written: number }> {
   return runInDurableObject(coreStub(), async (_: unknown, { storage }: DurableObjectState) => {
     const { sql, rows } = countedSql(storage.sql);
-    const result = run(new RetainedStore(sql));
+    const result = run(new RetainedStore(sql, new Versions(sql)));
     await Promise.resolve();
     return { result, ...rows() };
   });
@@ -282,7 +283,7 @@ describe("rows written [G6]", () => {
     await runInDurableObject(coreStub(), (_: unknown, state: DurableObjectState) => {
       const message = messageOf("rows/crash");
       queueMicrotask(() => state.abort("crash"));
-      new RetainedStore(state.storage.sql).put(message, recordOf(message));
+      new RetainedStore(state.storage.sql, new Versions(state.storage.sql)).put(message, recordOf(message));
     }).catch(() => {});
     const [all, kept] = await counts();
     expect(kept).toBe(all);
@@ -418,7 +419,7 @@ describe("a message that comes again, or late, does not take the place of a late
 
   /** A batch of one record, from a node. */
   async function route(record: Uint8Array): Promise<number> {
-    const [code] = await coreStub().route(newNode(), joinRecords([record], record.length));
+    const [code] = await coreStub().route(newNode(), 0, joinRecords([record], record.length));
     return code!;
   }
 

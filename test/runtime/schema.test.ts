@@ -170,7 +170,7 @@ describe("a core", () => {
         ["retained", 3],
       ],
     });
-    expect(await core.claim("bob", "node-1@local.emqxcl")).toMatchObject({
+    expect(await core.claim("bob", "node-1@local.emqxcl", 0)).toMatchObject({
       holders: [
         { node: "node-2@local.emqxcl", since: 0 },
         { node: "node-3@local.emqxcl", since: 0 },
@@ -272,7 +272,7 @@ function willOfOld(topic: string, payload: string): Uint8Array {
 }
 
 async function tellCore(node: string, record: Uint8Array): Promise<void> {
-  await coreStub().route(node, joinRecords([record], record.length));
+  await coreStub().route(node, 0, joinRecords([record], record.length));
 }
 
 /**
@@ -292,7 +292,7 @@ async function nodeWithOldDisk(idleUpTo = 899) {
   const clients = { away: `away-${node}`, idle: `idle-${node}`, lost: `lost-${node}`, transient: `transient-${node}` };
   const { away, idle, lost, transient } = clients;
   const epochs: number[] = [];
-  for (const clientId of [away, idle, lost, transient]) epochs.push((await coreStub().claim(clientId, node)).epoch);
+  for (const clientId of [away, idle, lost, transient]) epochs.push((await coreStub().claim(clientId, node, 0)).epoch);
   for (const each of ["a", "b", "c", "0", "r/+"]) await tellCore(node, addRouteRecord(`${topic}/${each}`, 0, 1));
   await tellCore(node, addRouteRecord(group, 0, 1));
 
@@ -530,7 +530,7 @@ describe("a node", () => {
         new Broker("node-0@local.emqxcl", readSettings(bindings as unknown as Record<string, unknown>), {
           storage: database,
           sockets: [],
-          core: noCall,
+          coreAt: noCall,
           nodeAt: noCall,
           ringAt: noCall,
         });

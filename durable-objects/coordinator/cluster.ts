@@ -1,0 +1,328 @@
+/**
+ * The membership of the cluster on one core: who joins and leaves, who is there, and who is given up.
+ *
+ * Inside a deployment the cores are those of `cluster.core_nodes`, and a node joins with its first call. Deployments join by
+ * command or discovery, as in EMQX: the one that joins brings its cores and nodes along and takes over what the cluster
+ * has; what it has itself, the others ask it for.
+ *
+ * A member is down when calls to it fail, and up with the next one that does not. One that is down for `cluster.autoclean`,
+ * for all cores that can be asked, is cleaned: its routes go, and its claims. It is tried on, rarely, and when it is there
+ * again it says itself that it is back, as a new member, and all that it has.
+ */
+import type { Settings } from "../../cluster/config.ts";
+import { isCoordinator, type Member, type Membership } from "../../cluster/membership.ts";
+import type { NodeName } from "../../cluster/name.ts";
+import type { AdminAnswer, ClusterView, MemberView, Replicated } from "../rpc.ts";
+import type { CoreStore } from "./core-store.ts";
+import type { Peers } from "./peers.ts";
+
+/** What the core gives. */
+export interface ClusterHost {
+  readonly self: NodeName;
+  readonly settings: Settings;
+  readonly store: CoreStore;
+  readonly members: Membership;
+  readonly peers: Peers;
+  /** Tells the other cores. */
+  readonly relayMember: (member: Member, except?: NodeName) => void;
+  readonly whenRelayed: () => Promise<void> | undefined;
+  /** Whether the core reaches the node, now. */
+  readonly reaches: (node: NodeName) => Promise<boolean>;
+  readonly replicationOf: (member: Member) => Replicated | undefined;
+  /** The member is in the cluster, or is no more. */
+  readonly handleJoined: (member: Member) => void;
+  readonly handleGone: (member: Member) => void;
+  /** Makes sure that `handleAlarm` is called at this time or before. */
+  readonly ringAt: (at: number) => void;
+  readonly tell: (event: string, facts: Readonly<Record<string, unknown>>) => void;
+}
+
+/** The fact that says that the cluster was left by command. */
+const leftFact = "left_by_command";
+
+export class Cluster {
+  readonly #host: ClusterHost;
+  /** Since when members are down, in ms since the epoch. */
+  readonly #down: Map<NodeName, number>;
+
+  constructor(host: ClusterHost) {
+    this.#host = host;
+    this.#down = host.store.downMembers();
+    const now = Date.now();
+    for (const name of host.settings.cluster.core_nodes)
+      if (!host.members.has(name)) this.change(this.#coordinator(name, now));
+    // A deployment of which a core was taken from the settings goes on without it.
+    for (const member of host.members.coordinators())
+      if (this.#isOwn(member) && !host.settings.cluster.core_nodes.includes(member.name))
+        this.change({ ...member, state: "left", changedAt: this.#changeAt(member.name) });
+    this.#ring();
+  }
+
+  #coordinator(name: NodeName, now: number): Member {
+    const { settings, members } = this.#host;
+    const changedAt = members.nextChangeAt(name, now);
+    const { role } = settings.node;
+    return { name, role, domain: settings.domain, home: "", term: 0, joinedAt: changedAt, state: "in", changedAt };
+  }
+
+  #changeAt(name: NodeName): number {
+    return this.#host.members.nextChangeAt(name, Date.now());
+  }
+
+  #isOwn({ domain }: Member): boolean {
+    return domain === this.#host.settings.domain;
+  }
+
+  /** Whether discovery may join a cluster: until it is left by command. */
+  get mayDiscover(): boolean {
+    return this.#host.store.fact(leftFact) !== "yes";
+  }
+
+  /** Coordinators of other deployments. */
+  #others(): Member[] {
+    return this.#host.members.coordinators().filter((member) => !this.#isOwn(member));
+  }
+
+  // ---- records ----------------------------------------------------------------------------------------------------
+
+  /** A change made here: kept, and told to the others. */
+  change(member: Member): void {
+    if (this.#take(member)) this.#host.relayMember(member);
+  }
+
+  /** A change made elsewhere. */
+  handleMember(member: Member): void {
+    const { self, members } = this.#host;
+    if (!this.#take(member) || member.state === "in") return;
+    const isHere = member.name === self || (member.home === self && !this.isDown(member.name));
+    if (!isHere) return;
+    if (member.name === self && member.state === "left") return this.#goAlone();
+    // Others have given up who is here: it joins again, as a new member.
+    const changedAt = members.nextChangeAt(member.name, Date.now());
+    this.change({ ...member, state: "in", joinedAt: changedAt, changedAt });
+  }
+
+  /** @returns whether the record was later than the one known. */
+  #take(member: Member): boolean {
+    const { members, store, handleJoined, handleGone, tell } = this.#host;
+    const before = members.get(member.name);
+    const wasIn = before?.state === "in";
+    if (!members.merge(member)) return false;
+    store.putMember(member);
+    const { name, state, role } = member;
+    if (state === "in") {
+      if (!wasIn) tell(isCoordinator(member) ? "core_joined" : "node_joined", { node: name, role });
+      else if (before.home !== member.home) tell("core_changed", { node: name, from: before.home, to: member.home });
+      handleJoined(member);
+    } else if (wasIn) {
+      this.#down.delete(name);
+      tell(isCoordinator(member) ? "core_left" : "node_left", { node: name, role, state });
+      handleGone(member);
+    }
+    return true;
+  }
+
+  // ---- up and down ------------------------------------------------------------------------------------------------
+
+  isDown(name: NodeName): boolean {
+    return this.#down.has(name);
+  }
+
+  handleDown(name: NodeName): void {
+    const { members, tell } = this.#host;
+    const member = members.get(name);
+    if (!member || member.state !== "in" || this.isDown(name)) return;
+    this.#setDown(name);
+    tell(isCoordinator(member) ? "core_down" : "node_down", { node: name });
+    // The nodes of a deployment are reached by its cores alone.
+    if (this.#isCutOff(member)) for (const node of this.#nodesOf(member)) this.#setDown(node.name);
+    this.#ring();
+  }
+
+  handleUp(name: NodeName): void {
+    const { members, tell } = this.#host;
+    const member = members.get(name);
+    if (!member || !this.isDown(name)) return;
+    this.#setUp(name);
+    tell(isCoordinator(member) ? "core_up" : "node_up", { node: name });
+    if (isCoordinator(member) && !this.#isOwn(member)) for (const node of this.#nodesOf(member)) this.#setUp(node.name);
+  }
+
+  /** No core of its deployment is there. */
+  #isCutOff(member: Member): boolean {
+    if (!isCoordinator(member) || this.#isOwn(member)) return false;
+    return this.#host.members.coordinators().every(({ domain, name }) => domain !== member.domain || this.isDown(name));
+  }
+
+  #nodesOf({ domain }: Member): Member[] {
+    return this.#host.members.nodes().filter((node) => node.domain === domain);
+  }
+
+  #setDown(name: NodeName): void {
+    if (this.#down.has(name)) return;
+    const now = Date.now();
+    this.#down.set(name, now);
+    this.#host.store.putDownAt(name, now);
+  }
+
+  #setUp(name: NodeName): void {
+    if (this.#down.delete(name)) this.#host.store.putDownAt(name, 0);
+  }
+
+  // ---- autoclean --------------------------------------------------------------------------------------------------
+
+  handleAlarm(now: number): void {
+    const { autoclean } = this.#host.settings.cluster;
+    if (autoclean === 0) return;
+    for (const [name, since] of this.#down)
+      if (since + autoclean <= now)
+        this.#clean(name, since).catch((error: unknown) => console.error(`${name} is not cleaned: ${String(error)}`));
+    this.#ring();
+  }
+
+  #ring(): void {
+    const { autoclean } = this.#host.settings.cluster;
+    if (autoclean > 0 && this.#down.size > 0) this.#host.ringAt(Math.min(...this.#down.values()) + autoclean);
+  }
+
+  async #clean(name: NodeName, since: number): Promise<void> {
+    const { members, peers, reaches } = this.#host;
+    // Asked once in this time at most, by whomever.
+    this.#down.set(name, since + recheckMs);
+    const isReachedBy = await Promise.all([
+      reaches(name),
+      ...peers.up().flatMap((peer) => (peer.name === name ? [] : [peer.call((core) => core.reachesHere(name))])),
+    ]);
+    const member = members.get(name);
+    if (isReachedBy[0]) return this.handleUp(name);
+    if (isReachedBy.includes(true) || member?.state !== "in" || !this.isDown(name)) return;
+    this.change({ ...member, state: "cleaned", changedAt: this.#changeAt(name) });
+  }
+
+  // ---- join and leave ---------------------------------------------------------------------------------------------
+
+  async join(target: NodeName): Promise<AdminAnswer> {
+    const { self, settings, members, peers } = this.#host;
+    if (settings.cluster.discovery_strategy === "singleton")
+      return failed("singleton", "cluster.discovery_strategy is singleton: this node joins no other");
+    if (target === self) return failed("ignore", "a node does not join itself");
+    if (members.has(target)) return failed("already_in_cluster", `${target} is in this cluster`);
+    if (this.#others().length > 0) await this.#sayGoodbye();
+    const own = members.present().filter((member) => this.#isOwn(member));
+    const answer = await peers
+      .link(target)
+      .tryOnce((core) => core.acceptJoin(self, own))
+      .catch((error: unknown): AdminAnswer => failed("node_down", `${target} cannot be reached: ${String(error)}`));
+    if (!answer.ok) return answer;
+    this.#host.store.putFact(leftFact, "no");
+    return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
+  }
+
+  /** Another deployment wants to be of this cluster. */
+  handleJoin(from: NodeName, joining: readonly Member[]): AdminAnswer {
+    const { settings, members } = this.#host;
+    const { node, cluster } = settings;
+    if (cluster.discovery_strategy === "singleton")
+      return failed("singleton", "cluster.discovery_strategy is singleton: nobody joins this node");
+    if (node.role === "replicant") return failed("cannot_join_to_replicant", "a cluster is joined at one of its cores");
+    const joiner = joining.find(({ name }) => name === from);
+    if (!joiner || joining.some(({ domain }) => domain !== joiner.domain))
+      return failed("bad_members", `${from} brings members of other deployments`);
+    if (joiner.domain === settings.domain)
+      return failed("bad_members", `${from} has the address of this deployment (node.name)`);
+    if (joiner.role === "replicant" && node.db_backend === "mnesia")
+      return failed("replicant_with_mnesia", "node.db_backend is mnesia, which has cores only");
+    if (members.has(from)) return failed("already_in_cluster", `${from} is in this cluster`);
+    for (const member of joining) {
+      const changedAt = Math.max(members.nextChangeAt(member.name, Date.now()), member.changedAt + 1);
+      this.change({ ...member, state: "in", joinedAt: changedAt, changedAt });
+    }
+    return { ok: true };
+  }
+
+  async leave(): Promise<AdminAnswer> {
+    if (this.#others().length === 0) return failed("node_not_in_cluster", "this deployment is in no cluster of others");
+    await this.#sayGoodbye();
+    this.#host.store.putFact(leftFact, "yes");
+    return { ok: true };
+  }
+
+  enableDiscovery(): AdminAnswer {
+    this.#host.store.putFact(leftFact, "no");
+    return { ok: true };
+  }
+
+  /** The others are told that this deployment has left. */
+  async #sayGoodbye(): Promise<void> {
+    const { members, relayMember, whenRelayed } = this.#host;
+    for (const member of members.present())
+      if (this.#isOwn(member)) relayMember({ ...member, state: "left", changedAt: this.#changeAt(member.name) });
+    await whenRelayed();
+    this.#goAlone();
+  }
+
+  /** This deployment is a cluster of its own from now on; discovery brings it back only when it is enabled again. */
+  #goAlone(): void {
+    const { members, store, peers, handleGone, self, tell } = this.#host;
+    store.putFact(leftFact, "yes");
+    for (const member of [...members.all()]) {
+      if (this.#isOwn(member)) continue;
+      members.forget(member.name);
+      store.deleteMember(member.name);
+      this.#down.delete(member.name);
+      if (member.state === "in") handleGone(member);
+      peers.forget(member.name);
+    }
+    for (const member of [...members.all()]) {
+      if (!this.#isOwn(member) || member.state === "in") continue;
+      if (member.name === self || isCoordinator(member) || member.home === self)
+        this.#take({ ...member, state: "in", changedAt: this.#changeAt(member.name) });
+    }
+    tell("cluster_left", { node: self });
+  }
+
+  async forceLeave(name: NodeName): Promise<AdminAnswer> {
+    const { self, members, peers } = this.#host;
+    const member = members.get(name);
+    if (name === self) return failed("ignore", "a node does not force itself to leave: use leave");
+    if (member?.state !== "in") return failed("node_not_in_cluster", `${name} is not in this cluster`);
+    if (isCoordinator(member) && this.#isOwn(member))
+      return failed("core_of_this_deployment", `${name} is in cluster.core_nodes of this deployment`);
+    const wasUp = peers.isUp(name);
+    const link = peers.link(name);
+    const isLast = isCoordinator(member) && this.#domainCores(member).length === 1;
+    for (const each of isLast ? [member, ...this.#nodesOf(member)] : [member])
+      this.change({ ...each, state: "left", changedAt: this.#changeAt(each.name) });
+    if (isCoordinator(member) && wasUp) await link.tryOnce((core) => core.dismissed()).catch(() => {});
+    return { ok: true };
+  }
+
+  #domainCores({ domain }: Member): Member[] {
+    return this.#host.members.coordinators().filter((each) => each.domain === domain);
+  }
+
+  handleDismissed(): void {
+    this.#goAlone();
+  }
+
+  // ---- what operators see -----------------------------------------------------------------------------------------
+
+  view(): ClusterView {
+    const { settings, self, members } = this.#host;
+    return { name: settings.cluster.name, self, nodes: members.present().map((member) => this.#viewOf(member)) };
+  }
+
+  #viewOf(member: Member): MemberView {
+    const { name, role, joinedAt, home } = member;
+    const status = this.isDown(name) ? "stopped" : "running";
+    const replication = this.#host.replicationOf(member);
+    return { name, role, status, joinedAt, home: home || undefined, ...(replication && { replication }) };
+  }
+}
+
+/** A member that is down is asked for again after this time, when others still reach it. */
+const recheckMs = 60_000;
+
+function failed(code: string, message: string): AdminAnswer & { readonly ok: false } {
+  return { ok: false, code, message };
+}

@@ -1,0 +1,122 @@
+/**
+ * A core's link to another core.
+ *
+ *   up     what is relayed goes into the outbox, in order, and is awaited
+ *   down   the core does not answer: what is relayed is dropped, because it is asked for when the two meet again
+ *
+ * Nothing is sent to know whether a core is there: it goes down when calls to it fail, and is then tried at growing
+ * intervals. An idle cluster is silent (G7).
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
+import { Outbox } from "../outbox.ts";
+import type { PeerRpc } from "../rpc.ts";
+
+/** What the core gives. */
+export interface PeerLinkHost {
+  readonly self: NodeName;
+  /** Makes a fresh stub. */
+  readonly connect: () => PeerRpc;
+  readonly handleDown: (link: PeerLink, reason: string) => void;
+}
+
+export class PeerLink {
+  readonly name: NodeName;
+  readonly #host: PeerLinkHost;
+  #outbox: Outbox | undefined;
+  #relaysWaiting = 0;
+  /** It was down since the two last spoke: each may lack what the other has. */
+  hasLost = false;
+  /** ms since the epoch; when it was last there, as far as is known. */
+  downAt = 0;
+  nextTryAt = 0;
+  /** It is being met. */
+  meeting: Promise<boolean> | undefined;
+
+  constructor(name: NodeName, host: PeerLinkHost) {
+    this.name = name;
+    this.#host = host;
+  }
+
+  get isUp(): boolean {
+    return this.#outbox !== undefined;
+  }
+
+  /** Relays that the core has not answered. */
+  get lag(): number {
+    return this.#relaysWaiting;
+  }
+
+  /** The two have met. */
+  goUp(): void {
+    if (this.#outbox) return;
+    const connect = () => {
+      const peer = this.#host.connect();
+      return (batch: Uint8Array) => within(peer.relay(this.#host.self, batch));
+    };
+    this.#outbox = new Outbox(
+      connect,
+      () => {},
+      () => this.#goDown("relays fail"),
+    );
+    this.hasLost = false;
+  }
+
+  #goDown(reason: string): void {
+    if (!this.#outbox) return;
+    this.#outbox = undefined;
+    this.hasLost = true;
+    this.downAt = Date.now();
+    this.pause(this.downAt);
+    this.#host.handleDown(this, reason);
+  }
+
+  /** Until the next try. */
+  pause(now: number, lastMs: number = limits.probeLastMs): void {
+    this.nextTryAt = now + Math.min(lastMs, Math.max(limits.probeFirstMs, now - this.downAt));
+  }
+
+  /** Resolves when the core has applied it, or is down. What finds no room is dropped: the core will see the gap. */
+  relay(record: Uint8Array): Promise<void> {
+    const outbox = this.#outbox;
+    if (!outbox || outbox.full) return Promise.resolve();
+    this.#relaysWaiting++;
+    return new Promise((resolve) =>
+      outbox.add(record, () => {
+        this.#relaysWaiting--;
+        resolve();
+      }),
+    );
+  }
+
+  /** A call that may be made twice. Rejects when the core is down, or goes down by it. */
+  async call<T>(call: (peer: PeerRpc) => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      if (!this.#outbox) throw new Error(`${this.name} is down`);
+      try {
+        return await this.tryOnce(call);
+      } catch (error) {
+        if (attempt >= limits.attemptsMax) this.#goDown(String(error));
+        else await scheduler.wait(retryDelayMs(attempt));
+      }
+    }
+  }
+
+  /** Up or down. */
+  tryOnce<T>(call: (peer: PeerRpc) => Promise<T>): Promise<T> {
+    try {
+      return within(call(this.#host.connect()));
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+}
+
+/** An answer that does not come is a failure. */
+function within<T>(answer: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout>;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("no answer came in time")), limits.peerCallMsMax);
+  });
+  return Promise.race([answer, late]).finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,171 @@
+/**
+ * Which core has which client ids, and what happens when the cores change.
+ *
+ * Each client id has one owner among the running cores, by rendezvous hashing, so a claim is one step on one core. When a
+ * core comes or goes, the ids that change their owner are gathered by the new one from those who know: the other cores for
+ * what they have been told, the nodes for what they hold. Until then claims of those ids wait; all others go on.
+ *
+ * A node that cannot be reached is asked when it is there again. Should a client have been let in elsewhere meanwhile, what
+ * that node holds is from before: it is told that the session has ended.
+ */
+import type { NodeName } from "../../cluster/name.ts";
+import { ownerAmong } from "../../cluster/placement.ts";
+import { limits } from "../../mqtt/limits.ts";
+import type { Claim, ClaimsPage, Holdings, NodeRpc, RegistryMove } from "../rpc.ts";
+import type { CoreStore } from "./core-store.ts";
+import type { PeerLink } from "./peer-link.ts";
+import type { Registry } from "./registry.ts";
+
+/** What the core gives. */
+export interface RegistryShareHost {
+  readonly self: NodeName;
+  /** The cores when there are no others. */
+  readonly alone: readonly NodeName[];
+  readonly store: CoreStore;
+  readonly registry: Registry;
+  readonly link: (core: NodeName) => PeerLink;
+  /** The nodes of the cluster. */
+  readonly nodes: () => readonly NodeName[];
+  readonly nodeAt: (name: NodeName) => NodeRpc;
+}
+
+/** The fact that says among which cores the ids were divided last. */
+const coresFact = "registry_cores";
+const gathersAtOnce = 16;
+
+export class RegistryShare {
+  readonly #host: RegistryShareHost;
+  #cores: readonly NodeName[];
+  /** Those of before, while ids are on the way. */
+  #before: readonly NodeName[] | undefined;
+  #moving: Promise<void> = Promise.resolve();
+  #moves = 0;
+  /** Others took this core for down: they have owned its ids meanwhile. */
+  #wasOut = false;
+  /** Nodes that could not be asked. */
+  readonly #missed = new Set<NodeName>();
+
+  constructor(host: RegistryShareHost) {
+    this.#host = host;
+    this.#cores = host.store.fact(coresFact)?.split(" ") ?? host.alone;
+  }
+
+  /** undefined: no core is in reach. */
+  ownerOf(clientId: string): NodeName | undefined {
+    return ownerAmong(this.#cores, clientId);
+  }
+
+  /** The claim; undefined: this core is not the owner. */
+  async claim(clientId: string, node: NodeName): Promise<Claim | undefined> {
+    if (!(await this.#owns(clientId))) return undefined;
+    return this.#host.registry.claim(clientId, node, Date.now());
+  }
+
+  /** Whether the claim is the latest; undefined: this core is not the owner. */
+  async abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined> {
+    if (!(await this.#owns(clientId))) return undefined;
+    return this.#host.registry.abandon(clientId, epoch, holder);
+  }
+
+  /** Whether this core owns the id, and has what was known of it. */
+  async #owns(clientId: string): Promise<boolean> {
+    while (this.ownerOf(clientId) === this.#host.self) {
+      const isOnTheWay = this.#before && ownerAmong(this.#before, clientId) !== this.#host.self;
+      if (!isOnTheWay) return true;
+      await this.#moving;
+    }
+    return false;
+  }
+
+  // ---- moving -----------------------------------------------------------------------------------------------------
+
+  handleWasOut(): void {
+    this.#wasOut = true;
+  }
+
+  /** @param cores the running cores, this one too. */
+  handleCores(cores: readonly NodeName[]): void {
+    const { self, store } = this.#host;
+    const after = [...cores].sort();
+    const isSame = after.join(" ") === this.#cores.join(" ");
+    if (isSame && !this.#wasOut) return;
+    // What is on the way is asked for again: it was not whole.
+    const owned = this.#before ?? this.#cores;
+    const before = this.#wasOut ? owned.filter((core) => core !== self) : owned;
+    this.#wasOut = false;
+    this.#cores = after;
+    this.#before = before;
+    const moves = ++this.#moves;
+    const move = async (): Promise<void> => {
+      await this.#gather({ owner: self, before, after });
+      if (moves !== this.#moves) return;
+      this.#before = undefined;
+      store.putFact(coresFact, after.join(" "));
+    };
+    this.#moving = move();
+  }
+
+  async #gather(move: RegistryMove): Promise<void> {
+    const { self, link, nodes } = this.#host;
+    if (!move.after.includes(self)) return;
+    const others = move.after.filter((core) => core !== self);
+    await Promise.all(others.map((core) => this.#gatherFromCore(link(core), move)));
+    const names = [...nodes()];
+    const gatherSome = async (): Promise<void> => {
+      for (let name = names.pop(); name !== undefined; name = names.pop()) await this.#gatherFromNode(name, move);
+    };
+    await Promise.all(Array.from({ length: gathersAtOnce }, gatherSome));
+  }
+
+  async #gatherFromCore(core: PeerLink, move: RegistryMove): Promise<void> {
+    try {
+      for (let after: string | undefined = ""; after !== undefined;) {
+        const place: string = after;
+        const page: ClaimsPage = await core.call((peer) => peer.claimsFor(move, place));
+        for (const { clientId, ...claim } of page.claims) this.#host.registry.takeIn(clientId, claim);
+        after = page.next;
+      }
+    } catch (error) {
+      // It has gone away: what it knew, the nodes know.
+      console.error(`${core.name} did not give its claims: ${String(error)}`);
+    }
+  }
+
+  async #gatherFromNode(node: NodeName, move: RegistryMove): Promise<void> {
+    try {
+      for (let after: string | undefined = ""; after !== undefined;) {
+        const place: string = after;
+        const page: Holdings = await this.#host.nodeAt(node).holdings(move, place);
+        for (const held of page.sessions) this.#host.registry.handleHeld(node, held);
+        after = page.next;
+      }
+      this.#missed.delete(node);
+    } catch (error) {
+      this.#missed.add(node);
+      console.error(`${node} did not say what it holds: ${String(error)}`);
+    }
+  }
+
+  /** A node is there that was not, or is new: whatever it holds of this core's ids is to be known. */
+  async handleNodeBack(node: NodeName, isNew: boolean): Promise<void> {
+    if (!isNew && !this.#missed.has(node)) return;
+    const { self } = this.#host;
+    await this.#gatherFromNode(node, { owner: self, before: [], after: this.#cores });
+  }
+
+  /** Claims that are another core's now. Asking for the page behind one says that it is stored. */
+  claimsFor(move: RegistryMove, after: string): ClaimsPage {
+    const { store } = this.#host;
+    const isTheirs = (clientId: string): boolean => ownerAmong(move.after, clientId) === move.owner;
+    const page = store.claims(after);
+    const claims = page.flatMap(({ clientId, claim }) => (isTheirs(clientId) ? [{ clientId, ...claim }] : []));
+    const last = page.at(-1)?.clientId;
+    if (last !== undefined) return { claims, next: last };
+    for (let place = ""; ;) {
+      const stored = store.claims(place).filter(({ clientId }) => clientId <= after);
+      for (const { clientId, claim } of stored) if (isTheirs(clientId)) store.deleteClaim(clientId, claim.epoch);
+      place = stored.at(-1)?.clientId ?? "";
+      if (stored.length < limits.pageEntriesMax) return { claims: [], next: undefined };
+    }
+  }
+}
