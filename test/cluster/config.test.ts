@@ -322,6 +322,13 @@ describe("settings", () => {
     expect(writer.take().length + sharedFilterBytes + subscriptionIdBytes).toBeLessThan(2_000_000);
   });
 
+  it("have in wrangler.toml the values that they have without it", async () => {
+    const { unstable_readConfig } = await import("wrangler");
+    const config: { vars: Record<string, unknown> } = unstable_readConfig({ config: "wrangler.toml" });
+    expect(Object.keys(config.vars)).toEqual(expect.arrayContaining(["cluster", "mqtt", "node", "ssl_options"]));
+    expect(readSettings(config.vars)).toEqual(readSettings({}));
+  });
+
   it("ignore what is no setting", () => {
     const env = { NODE: {}, COORDINATOR: {}, LOOPBACK: "false", TRELLIS_API_TOKEN: "x", other: { mqtt: 1 }, PORT: "1" };
     expect(readSettings(env)).toEqual(readSettings({}));
@@ -652,7 +659,9 @@ describe("TRELLIS_ variables", () => {
 
   it("are refused as the settings are", () => {
     expect(refusal({ TRELLIS_CLUSTER__ETCD: "5" })).toBe("cluster.etcd = 5: allowed is a table");
-    expect(refusal({ TRELLIS_MQTT: '{"__proto__":{"max_inflight":5}}' })).toMatch(/^mqtt.__proto__ is not a setting/);
+    expect(refusal({ mqtt: {}, TRELLIS_MQTT: '{"__proto__":{"max_inflight":5}}' })).toMatch(
+      /^mqtt.__proto__ is not a setting/,
+    );
     expect(refusal({ TRELLIS_MQTT__MAX_QOS_ALLOWED: "7" })).toBe("mqtt.max_qos_allowed = 7: allowed are 0, 1, 2");
     expect(refusal({ TRELLIS_MQTT__MAX_QOS_ALLOWED: "" })).toBe('mqtt.max_qos_allowed = "": allowed are 0, 1, 2');
   });

@@ -280,6 +280,25 @@ describe("mqtt.server_keepalive = 1, cluster.name = other, node.slots as a numbe
   });
 });
 
+describe("node.name with a port, and a second core", () => {
+  const domain = "127.0.0.1:8084";
+  settings({
+    TRELLIS_NODE__NAME: `core@${domain}`,
+    TRELLIS_CLUSTER__CORE_NODES: `core@${domain},core@weur.${domain}`,
+  });
+
+  test("clients connect to the nodes of its domain, and to no core", async () => {
+    const subscriber = await connect(broker.urlOf(`node-0@local.${domain}`));
+    const publisher = await connect(broker.urlOf(`node-1@local.${domain}`));
+    await subscriber.subscribe("t/#");
+    await publisher.publish("t/a", "over there", { qos: 1 });
+    expect(await subscriber.payloads(1)).toEqual(["over there"]);
+    for (const name of [slot(1), `core@${domain}`, `core@weur.${domain}`, `node-0@${domain}`]) {
+      await expect(connect(broker.urlOf(name))).rejects.toThrow(/400|closed/);
+    }
+  });
+});
+
 describe("clusters on one disk", () => {
   settings({});
 
