@@ -360,8 +360,8 @@ export interface Replicated {
 
 /** What a core offers to the other cores and to replicants. `from` is the caller. */
 export interface PeerRpc {
-  /** Two cores of a cluster tell each other what they have. */
-  hello(from: NodeName, hello: Hello): Promise<Hello>;
+  /** Two cores of a cluster tell each other what they have; undefined: `from` is no member. */
+  hello(from: NodeName, hello: Hello): Promise<Hello | undefined>;
   /** Takes a batch of peer records, in order. @returns one reason code a record, when it has been applied. */
   relay(from: NodeName, batch: Uint8Array): Promise<Uint8Array>;
   /** What the writer has changed since that version, or all of it: a page, ordered by key. */

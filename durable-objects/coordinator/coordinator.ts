@@ -70,7 +70,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
 
   // ---- other cores ------------------------------------------------------------------------------------------------
 
-  async hello(from: NodeName, hello: Hello): Promise<Hello> {
+  async hello(from: NodeName, hello: Hello): Promise<Hello | undefined> {
     return this.#core.handleHello(from, hello);
   }
 

@@ -192,15 +192,18 @@ export class Core {
       await this.peers.meetAll();
     }
     for (const { name } of missing()) this.cluster.handleDown(name);
+    // Of before there were homes: the others know nothing of them.
+    const homeless = this.members.nodes().filter(({ home }) => home === "?");
+    await Promise.allSettled(homeless.map(({ name }) => this.homes.takeInAgain(name)));
     this.#bootstrap = { timeMs: Date.now() - startedAt, keys: this.replication.keysPulled };
     this.#starting = undefined;
     this.share.handleCores(this.#runningCores());
   }
 
   /** Of a member, or of one that was given up and does not know it. */
-  handleHello(from: NodeName, hello: Hello): Hello {
+  handleHello(from: NodeName, hello: Hello): Hello | undefined {
     const member = this.members.get(from);
-    if (member === undefined || member.state === "left") throw new Error(`${from} is not in this cluster`);
+    if (member === undefined || member.state === "left") return undefined;
     return this.peers.handleHello(from, hello);
   }
 
@@ -242,11 +245,21 @@ export class Core {
     this.#bootstraps.set(link.name, hello.bootstrap);
     if (hello.sawDown) this.share.handleWasOut();
     for (const member of hello.members) this.cluster.handleMember(member);
-    if (wasDown) this.cluster.handleUp(link.name);
+    if (wasDown) {
+      this.cluster.handleUp(link.name);
+      this.#drainTo(this.members.get(link.name)?.domain);
+    }
     if (isPartitionOver && this.settings.cluster.autoheal && this.settings.node.role === "core")
       this.healer.handlePartitionOver(link.name, Date.now());
     if (!this.#starting) this.share.handleCores(this.#runningCores());
     await this.replication.pullAll(link, hello.vector);
+  }
+
+  /** What is parked for the nodes of a deployment that is in reach again. */
+  #drainTo(domain: string | undefined): void {
+    if (domain === this.settings.domain) return;
+    for (const node of this.members.nodes())
+      if (node.domain === domain) this.forwarder.handleCall(node.name, Date.now());
   }
 
   #handlePeerDown(link: PeerLink): void {

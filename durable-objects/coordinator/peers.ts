@@ -91,6 +91,7 @@ export class Peers {
     try {
       const { self } = this.#host;
       const answer = await link.tryOnce((peer) => peer.hello(self, this.hello(link)));
+      if (!answer) throw new Error(`${self} is no member for it`);
       await this.#handleHello(link, answer);
       return true;
     } catch (error) {

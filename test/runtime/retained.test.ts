@@ -77,8 +77,9 @@ function topicsOf({ messages }: RetainedPage): string[] {
 /** Runs on the core's disk in one turn; the result, and the rows that were read and written. */
 async function onDisk<R>(run: (store: RetainedStore) => R): Promise<{ result: R; read: number; written: number }> {
   return runInDurableObject(coreStub(), async (_: unknown, { storage }: DurableObjectState) => {
+    const versions = new Versions(storage.sql);
     const { sql, rows } = countedSql(storage.sql);
-    const result = run(new RetainedStore(sql, new Versions(sql)));
+    const result = run(new RetainedStore(sql, versions));
     await Promise.resolve();
     return { result, ...rows() };
   });
