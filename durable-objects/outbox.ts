@@ -63,6 +63,7 @@ export class Outbox {
   #nextNumber = 0;
   #failed: Batch[] = [];
   #scheduled = false;
+  #isClosed = false;
   /** Why nothing new is sent until the next try. */
   #pausedBy: "failure" | "overload" | "reconnect" | undefined;
   /** Pauses since the last answer. */
@@ -78,6 +79,17 @@ export class Outbox {
   /** Whether the bytes waiting are at their bound: time to refuse QoS 1 and 2. */
   get full(): boolean {
     return this.#waitingBytes >= limits.outboxBytesMax;
+  }
+
+  /** Nothing waits, nothing is under way. */
+  get isIdle(): boolean {
+    return this.#waiting.length === 0 && this.#underWay === 0 && this.#failed.length === 0;
+  }
+
+  /** Nothing is sent any more, and nothing answered. */
+  close(): void {
+    this.#isClosed = true;
+    this.#waiting = [];
   }
 
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
@@ -219,7 +231,7 @@ export class Outbox {
   }
 
   #retryWhenSettled(): void {
-    if (!this.#pausedBy || this.#underWay > 0) return;
+    if (!this.#pausedBy || this.#underWay > 0 || this.#isClosed) return;
     const failed = this.#failed.sort((a, b) => a.number - b.number);
     this.#failed = [];
     if (this.#pausedBy === "reconnect" && failed.length === 0) {

@@ -29,8 +29,10 @@ export interface ClusterHost {
   /** Whether the core reaches the node, now. */
   readonly reaches: (node: NodeName) => Promise<boolean>;
   readonly replicationOf: (member: Member) => Replicated | undefined;
-  /** The member is in the cluster, or is no more. */
-  readonly handleJoined: (member: Member) => void;
+  /** The member is in the cluster, perhaps again, or is no more. */
+  readonly handleJoined: (member: Member, isBack: boolean) => void;
+  /** This core's own node, which others had given up: they have nothing of it any more. */
+  readonly announce: (node: Member) => void;
   readonly handleGone: (member: Member) => void;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
@@ -99,7 +101,9 @@ export class Cluster {
     if (member.name === self && member.state === "left") return this.#goAlone();
     // Others have given up who is here: it joins again, as a new member.
     const changedAt = members.nextChangeAt(member.name, Date.now());
-    this.change({ ...member, state: "in", joinedAt: changedAt, changedAt });
+    const back: Member = { ...member, state: "in", joinedAt: changedAt, changedAt };
+    this.change(back);
+    if (!isCoordinator(back)) this.#host.announce(back);
   }
 
   /** @returns whether the record was later than the one known. */
@@ -113,7 +117,7 @@ export class Cluster {
     if (state === "in") {
       if (!wasIn) tell(isCoordinator(member) ? "core_joined" : "node_joined", { node: name, role });
       else if (before.home !== member.home) tell("core_changed", { node: name, from: before.home, to: member.home });
-      handleJoined(member);
+      handleJoined(member, before !== undefined && !wasIn);
     } else if (wasIn) {
       this.#down.delete(name);
       tell(isCoordinator(member) ? "core_left" : "node_left", { node: name, role, state });

@@ -119,7 +119,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
   }
 
   settledHere(node: NodeName): Promise<boolean> {
-    return this.#core.forwarder.linkTo(node).settled();
+    return this.#core.forwarder.settled(node);
   }
 
   reachesHere(name: NodeName): Promise<boolean> {

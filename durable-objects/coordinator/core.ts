@@ -133,6 +133,7 @@ export class Core {
       ringAt,
       passOn: (message) => this.#passOn(message),
       handleReach: (node, isReached) => this.#handleReach(node, isReached),
+      retryLastMs: (node) => (this.members.has(node) ? limits.drainRetryLastMs : limits.probeCleanedMs),
     });
     this.registry = new Registry(this.store, (node) => this.forwarder.linkTo(node));
     this.share = new RegistryShare({
@@ -153,7 +154,6 @@ export class Core {
       isReplicated: () => this.#isReplicated,
       whenReady: () => this.#starting,
       changeMember: (member) => this.cluster.change(member),
-      handleNodeBack: (node, isNew) => void this.share.handleNodeBack(node, isNew),
     });
     this.cluster = new Cluster({
       self: name,
@@ -165,7 +165,9 @@ export class Core {
       whenRelayed: () => this.replication.whenRelayed(),
       reaches: (member) => this.reaches(member),
       replicationOf: (member) => this.#replicationOf(member),
-      handleJoined: (member) => this.#handleJoined(member),
+      handleJoined: (member, isBack) => this.#handleJoined(member, isBack),
+      announce: ({ name: node, term }) =>
+        this.replication.publishRoutes(node, this.replication.nextVersion(node, term), []),
       handleGone: (member) => this.#handleGone(member),
       ringAt,
       tell,
@@ -267,11 +269,14 @@ export class Core {
     if (!this.#starting) this.share.handleCores(this.#runningCores());
   }
 
-  #handleJoined(member: Member): void {
+  #handleJoined(member: Member, isBack: boolean): void {
     const { name } = member;
-    if (name === this.name || !isCoordinator(member) || this.peers.isUp(name)) return;
-    this.#replicate();
-    if (!this.#starting) void this.peers.meet(name);
+    if (!isCoordinator(member)) {
+      if (isBack) void this.share.handleNodeBack(name, true);
+    } else if (name !== this.name && (isBack || !this.peers.isUp(name))) {
+      this.#replicate();
+      if (!this.#starting) void this.peers.meet(name);
+    }
   }
 
   #handleGone(member: Member): void {
@@ -280,6 +285,7 @@ export class Core {
       this.share.handleCores(this.#runningCores().filter((core) => core !== name));
       if (member.state !== "cleaned") this.peers.forget(name);
     } else {
+      if (member.state === "left") this.forwarder.forget(name);
       this.routes.dropNode(name);
       this.store.routes.drop(name);
       this.store.versions.forget(name);
@@ -345,7 +351,10 @@ export class Core {
   #handleReach(node: NodeName, isReached: boolean): void {
     if (!isReached) return this.cluster.handleDown(node);
     this.cluster.handleUp(node);
-    void this.share.handleNodeBack(node, false);
+    const member = this.members.get(node);
+    // Its clients may be silent for long, and without its routes they get nothing.
+    if (member?.state === "cleaned" && member.home === this.name) void this.homes.takeInAgain(node);
+    else void this.share.handleNodeBack(node, false);
   }
 
   /** Logged, and published under `$SYS`. */

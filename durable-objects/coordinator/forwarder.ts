@@ -27,6 +27,8 @@ export interface ForwarderHost {
   readonly passOn: (message: ForwardedMessage) => Promise<boolean>;
   /** A node is in reach again, or is not any more. */
   readonly handleReach: (node: NodeName, isReached: boolean) => void;
+  /** The longest pause between two tries to reach the node, in ms. */
+  readonly retryLastMs: (node: NodeName) => number;
 }
 
 export type ForwardedMessage = Extract<Forwarded, { kind: "forward" }>;
@@ -143,6 +145,7 @@ export class Forwarder {
       },
       passOn: (record: Uint8Array) => this.#passOn(record),
       handleReach: (isReached: boolean) => this.#host.handleReach(node, isReached),
+      retryLastMs: () => this.#host.retryLastMs(node),
     };
     const link = new NodeLink(node, host, parked);
     this.#links.set(node, link);
@@ -153,6 +156,18 @@ export class Forwarder {
     for (const forwarded of readForwarded(joinRecords([record], record.length)))
       if (forwarded.kind === "forward" && !(await this.#host.passOn(forwarded))) return false;
     return true;
+  }
+
+  /** Resolves when all that went through this core has reached the node; to false when that cannot be. */
+  async settled(node: NodeName): Promise<boolean> {
+    const link = this.#links.get(node);
+    return !link || link.isIdle || link.settled();
+  }
+
+  /** The node has left for good. */
+  forget(node: NodeName): void {
+    this.#links.delete(node);
+    this.#host.parked.deleteUpTo(node, Number.MAX_SAFE_INTEGER);
   }
 
   /** What is parked for all nodes. */

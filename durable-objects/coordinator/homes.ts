@@ -22,7 +22,6 @@ export interface HomesHost {
   readonly whenReady: () => Promise<void> | undefined;
   /** A member's record has changed here: it is kept and told. */
   readonly changeMember: (member: Member) => void;
-  readonly handleNodeBack: (node: NodeName, isNew: boolean) => void;
 }
 
 export class Homes {
@@ -75,9 +74,8 @@ export class Homes {
   }
 
   async #takeIn(node: NodeName, term: number): Promise<void> {
-    const { members, replication, nodeAt, isReplicated, handleNodeBack } = this.#host;
+    const { replication, nodeAt, isReplicated } = this.#host;
     const startedAt = Date.now();
-    const isNew = !members.has(node);
     const taking = replication.takeIn(node);
     for (let after: string | undefined = ""; after !== undefined;) {
       const page: NodeRoutes = await nodeAt(node).routes(after);
@@ -88,7 +86,6 @@ export class Homes {
     }
     this.#takenIn.set(node, taking.sent);
     this.bootstraps.set(node, { timeMs: Date.now() - startedAt, keys: taking.keys });
-    handleNodeBack(node, isNew);
   }
 
   #settle(node: NodeName, term: number): void {

@@ -40,6 +40,8 @@ export interface NodeLinkHost {
   /** The node has nobody any more who takes this share group's message. @returns whether somebody else has it. */
   readonly passOn: (record: Uint8Array) => Promise<boolean>;
   readonly handleReach: (isReached: boolean) => void;
+  /** The longest pause between two tries, in ms. */
+  readonly retryLastMs: () => number;
 }
 
 interface Live {
@@ -115,6 +117,12 @@ export class NodeLink {
   offer({ bytes, settled }: Parkable): void {
     if (this.#state.kind === "live") this.#state.outbox.add(bytes, settled);
     else settled(undefined);
+  }
+
+  /** Nothing waits for the node. */
+  get isIdle(): boolean {
+    const state = this.#state;
+    return state.kind === "live" ? state.outbox.isIdle : state.messages === 0 && state.waiting.length === 0;
   }
 
   /** Resolves when all that was added before has reached the node; to false when it cannot be reached. */
@@ -234,7 +242,11 @@ export class NodeLink {
   /** @returns whether there is more on disk. */
   async #drainPage(state: Parked, send: SendBatch): Promise<boolean> {
     const page = this.#host.parked.page(this.node, limits.batchBytesMax);
-    if (!page) return false;
+    if (!page) {
+      const fence = forwardFenceRecord();
+      await send(joinRecords([fence], fence.length));
+      return false;
+    }
     state.isLastPage = page.isLast;
     const codes = await send(joinRecords([page.records], page.records.length));
     if (codes.length !== page.messages) throw new Error(`${codes.length} answers came to ${page.messages} records`);
@@ -261,7 +273,7 @@ export class NodeLink {
   /** Until the next try. */
   #pause(state: Parked): void {
     const now = Date.now();
-    const pauseMs = Math.min(limits.drainRetryLastMs, Math.max(limits.drainRetryFirstMs, now - state.since));
+    const pauseMs = Math.min(this.#host.retryLastMs(), Math.max(limits.drainRetryFirstMs, now - state.since));
     state.nextTryAt = now + pauseMs;
     this.#host.ringAt(state.nextTryAt);
   }

@@ -24,7 +24,8 @@ export class PeerLink {
   readonly name: NodeName;
   readonly #host: PeerLinkHost;
   #outbox: Outbox | undefined;
-  #relaysWaiting = 0;
+  /** Called when a relay is answered, or the core goes down. */
+  readonly #relays = new Set<() => void>();
   /** It was down since the two last spoke: each may lack what the other has. */
   hasLost = false;
   /** ms since the epoch; when it was last there, as far as is known. */
@@ -44,7 +45,7 @@ export class PeerLink {
 
   /** Relays that the core has not answered. */
   get lag(): number {
-    return this.#relaysWaiting;
+    return this.#relays.size;
   }
 
   /** The two have met. */
@@ -52,19 +53,18 @@ export class PeerLink {
     if (this.#outbox) return;
     const connect = () => {
       const peer = this.#host.connect();
-      return (batch: Uint8Array) => within(peer.relay(this.#host.self, batch));
+      return (batch: Uint8Array) => this.#within(peer.relay(this.#host.self, batch));
     };
-    this.#outbox = new Outbox(
-      connect,
-      () => {},
-      () => this.#goDown("relays fail"),
-    );
+    const nothingDropped = (): void => {};
+    this.#outbox = new Outbox(connect, nothingDropped, () => this.#goDown("relays fail"));
     this.hasLost = false;
   }
 
   #goDown(reason: string): void {
     if (!this.#outbox) return;
+    this.#outbox.close();
     this.#outbox = undefined;
+    for (const settle of this.#relays) settle();
     this.hasLost = true;
     this.downAt = Date.now();
     this.pause(this.downAt);
@@ -80,13 +80,14 @@ export class PeerLink {
   relay(record: Uint8Array): Promise<void> {
     const outbox = this.#outbox;
     if (!outbox || outbox.full) return Promise.resolve();
-    this.#relaysWaiting++;
-    return new Promise((resolve) =>
-      outbox.add(record, () => {
-        this.#relaysWaiting--;
+    return new Promise((resolve) => {
+      const settle = (): void => {
+        this.#relays.delete(settle);
         resolve();
-      }),
-    );
+      };
+      this.#relays.add(settle);
+      outbox.add(record, settle);
+    });
   }
 
   /** A call that may be made twice. Rejects when the core is down, or goes down by it. */
@@ -103,20 +104,19 @@ export class PeerLink {
   }
 
   /** Up or down. */
-  tryOnce<T>(call: (peer: PeerRpc) => Promise<T>): Promise<T> {
-    try {
-      return within(call(this.#host.connect()));
-    } catch (error) {
-      return Promise.reject(error as Error);
-    }
+  async tryOnce<T>(call: (peer: PeerRpc) => Promise<T>): Promise<T> {
+    return this.#within(call(this.#host.connect()));
   }
-}
 
-/** An answer that does not come is a failure. */
-function within<T>(answer: Promise<T>): Promise<T> {
-  let timer: ReturnType<typeof setTimeout>;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error("no answer came in time")), limits.peerCallMsMax);
-  });
-  return Promise.race([answer, late]).finally(() => clearTimeout(timer));
+  /** A core that does not answer at all is down at once: who waits for it would wait for each try. */
+  #within<T>(answer: Promise<T>): Promise<T> {
+    let timer: ReturnType<typeof setTimeout>;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        reject(new Error("no answer came in time"));
+        this.#goDown("no answer came in time");
+      }, limits.peerCallMsMax);
+    });
+    return Promise.race([answer, late]).finally(() => clearTimeout(timer));
+  }
 }

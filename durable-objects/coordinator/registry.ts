@@ -59,10 +59,23 @@ export class Registry {
 
   // ---- from elsewhere ---------------------------------------------------------------------------------------------
 
-  /** What another core knew of a client id that has come to this one. */
+  /**
+   * What another core knew of a client id that has come to this one. Of two claims that were made apart the later one
+   * holds: it knows nothing of the other's holders, so what they have ends.
+   */
   takeIn(clientId: string, claim: StoredClaim): void {
     const known = this.#store.claimOf(clientId);
-    this.#store.putClaim(clientId, known ? merged(known, claim) : claim);
+    if (!known || known.epoch === claim.epoch)
+      return this.#store.putClaim(clientId, known ? merged(known, claim) : claim);
+    const [later, earlier] = known.epoch > claim.epoch ? [known, claim] : [claim, known];
+    this.#store.putClaim(clientId, later);
+    for (const { node } of earlier.holders)
+      if (!later.holders.some((holder) => holder.node === node)) this.#end(node, clientId, later.epoch);
+  }
+
+  /** What the node has of the client id from before that epoch is to end. */
+  #end(node: NodeName, clientId: string, epoch: number): void {
+    this.#linkTo(node).add({ bytes: endedRecord(clientId, epoch), settled: () => {} });
   }
 
   /** What a node says that it holds. */
@@ -80,8 +93,7 @@ export class Registry {
     // Nobody is taking one over from the other: the older of the two is from before.
     const older = known.epoch > epoch ? node : known.holders[0]!.node;
     if (older !== node) this.#store.putClaim(clientId, held);
-    const bytes = endedRecord(clientId, Math.max(known.epoch, epoch));
-    this.#linkTo(older).add({ bytes, settled: () => {} });
+    this.#end(older, clientId, Math.max(known.epoch, epoch));
   }
 
   /** The node is in the cluster no more. */

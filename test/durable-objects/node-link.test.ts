@@ -107,6 +107,7 @@ class World {
       connect,
       passOn,
       handleReach: () => {},
+      retryLastMs: () => limits.drainRetryLastMs,
       ringAt: (at: number) => (this.ringAt = Math.min(this.ringAt, at)),
     };
     this.link = new NodeLink(node, host, disk.total());
@@ -453,6 +454,7 @@ test("a fence is what a node takes for one", async () => {
     metrics: world.metrics,
     ringAt: () => {},
     handleReach: () => {},
+    retryLastMs: () => limits.drainRetryLastMs,
     passOn: () => Promise.resolve(true),
   };
   const connect = () => (batch: Uint8Array) => {
@@ -498,6 +500,7 @@ describe("seeded", () => {
         };
         const host = {
           handleReach: () => {},
+          retryLastMs: () => limits.drainRetryLastMs,
           parked: world.disk,
           metrics: new Metrics(),
           ringAt,
