@@ -122,6 +122,21 @@ export const limits = {
   /** Calls in a row that the home core fails before a node goes to another one, and when it looks for the first again. */
   homeFailuresMax: 5,
   homeReturnMs: 60_000,
+  // ---- discovery ----------------------------------------------------------------------------------------------------
+
+  /** A discovery server answers within this time, and with no more than this; a lock is waited for so long. */
+  discoveryAnswerMs: 5_000,
+  discoveryAnswerBytesMax: 1_048_576,
+  discoveryLockWaitMs: 10_000,
+  /** A lock whose holder crashes is free again after this. */
+  discoveryLockLeaseMs: 30_000,
+  /** Delay before the second round of a search that failed; it doubles up to the last. */
+  discoveryRetryFirstMs: 1_000,
+  discoveryRetryLastMs: 60_000,
+  /** A round that has not ended by then is given up, and the next one starts. */
+  discoveryRoundMs: 60_000,
+  /** Names that one discovery may yield; more are ignored, and that is logged. */
+  discoveredNodesMax: 128,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */
