@@ -16,6 +16,7 @@ import { freePort } from "../../support/port.ts";
 import { startInWorkerd, type InWorkerd } from "./in-workerd.ts";
 
 const [a, b, c] = ["core@a.example.com", "core@b.example.com", "core@c.example.com"] as const;
+const patience = { timeout: 20_000, interval: 200 };
 
 describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
   let etcd: Etcd;
@@ -76,13 +77,10 @@ describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
     const prefix = fresh();
     const [dead, alive] = [inWorkerd(prefix, a, 2_000), inWorkerd(prefix, b, 2_000)];
     await dead.register();
-    await vi.waitUntil(
-      async () => {
-        await alive.register();
-        return (await alive.discover()).join() === b;
-      },
-      { timeout: 10_000, interval: 500 },
-    );
+    await vi.waitUntil(async () => {
+      await alive.register();
+      return (await alive.discover()).join() === b;
+    }, patience);
   });
 
   test("to give a sign of life writes nothing; a key that somebody deleted is put again", async () => {
@@ -105,7 +103,7 @@ describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
     await first.lock();
     let isSecond = false;
     const waiting = second.lock().then(() => (isSecond = true));
-    await vi.waitUntil(async () => (await etcd.keys(`${prefix}/lock/`)).keys.length === 2);
+    await vi.waitUntil(async () => (await etcd.keys(`${prefix}/lock/`)).keys.length === 2, patience);
     expect(isSecond).toBe(false);
     await first.unlock();
     await waiting;
@@ -226,19 +224,21 @@ describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
     });
 
     const listed = async (): Promise<string> => (await strategies[0]!.discover().catch(() => [])).join();
-    await vi.waitUntil(async () => (await listed()) === [a, b, c].join(), { timeout: 10_000, interval: 100 });
+    await vi.waitUntil(async () => (await listed()) === [a, b, c].join(), patience);
     expect(new Set(clusters.values()).size).toBe(1);
     expect(events).toEqual([]);
 
     await own.kill();
-    await sleep(4_000);
+    await vi.waitUntil(() => events.length === 3, patience);
+    // Long enough for a second try and a third.
+    await sleep(3_000);
     expect(events).toHaveLength(3);
     expect(events[0]).toMatchObject({ event: "discovery_failed", strategy: `etcd ${prefix} at ${own.url}` });
     expect(new Set(clusters.values()).size).toBe(1);
 
     await own.restartEmpty();
-    await vi.waitUntil(async () => (await listed()) === [a, b, c].join(), { timeout: 20_000, interval: 100 });
-    await vi.waitUntil(() => events.length === 6);
+    await vi.waitUntil(async () => (await listed()) === [a, b, c].join(), patience);
+    await vi.waitUntil(() => events.length === 6, patience);
     expect(events.slice(3)).toEqual(
       events.slice(3).map(() => expect.objectContaining({ event: "discovery_recovered" })),
     );
