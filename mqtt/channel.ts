@@ -52,11 +52,13 @@ export interface ConnectionFacts {
   /** Bytes; what is larger is not sent to this client. */
   readonly maximumPacketSize: number;
   readonly topicAliasMaximum: number;
+  readonly cleanStart: boolean;
+  /** ms since the epoch. */
+  readonly connectedAt: number;
 }
 
 export interface OpenRequest {
   readonly facts: ConnectionFacts;
-  readonly cleanStart: boolean;
   readonly expiryInterval: number;
   readonly will: Will | undefined;
 }
@@ -228,7 +230,7 @@ export class Channel {
       case "idle":
         // [MQTT-3.1.0-1]
         if (packet.cmd !== "connect") throw new MqttError(ReasonCode.ProtocolError, "the first packet must be CONNECT");
-        return this.#handleConnect(packet);
+        return this.#handleConnect(packet, now);
       case "connected":
         return this.#handleConnectedPacket(packet, state.facts, state.session, now);
       case "connecting":
@@ -257,7 +259,7 @@ export class Channel {
 
   // ---- CONNECT ----------------------------------------------------------------------------------------------------
 
-  #handleConnect(packet: ConnectPacket): void {
+  #handleConnect(packet: ConnectPacket, now: number): void {
     const { settings } = this.#context;
     const version = packet.protocolVersion;
     const properties = packet.properties ?? {};
@@ -271,6 +273,8 @@ export class Channel {
       receiveMaximum: Math.min(properties.receiveMaximum ?? 65_535, settings.max_inflight),
       maximumPacketSize: properties.maximumPacketSize ?? Number.MAX_SAFE_INTEGER,
       topicAliasMaximum: properties.topicAliasMaximum ?? 0,
+      cleanStart: clean,
+      connectedAt: now,
     };
     const refuse = (reasonCode: ReasonCode, reason: string) =>
       this.handleError(new ConnectError(reasonCode, reason, version));
@@ -293,7 +297,7 @@ export class Channel {
         : clean
           ? 0
           : Math.min(Math.floor(settings.session_expiry_interval / 1000), expiryNever);
-    const request: OpenRequest = { facts, cleanStart: clean, expiryInterval, will };
+    const request: OpenRequest = { facts, expiryInterval, will };
     const keepAliveReplaced = facts.keepAlive !== packet.keepalive;
     this.#state = { name: "connecting", facts, request, assigned, keepAliveReplaced };
     this.#effects.push({ kind: "authenticate", username: packet.username, password: packet.password });

@@ -36,7 +36,7 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
       return new Response("the node is full\n", { status: 503 });
     const { 0: client, 1: server } = new WebSocketPair();
     this.ctx.acceptWebSocket(server);
-    this.#broker.accept(server);
+    this.#broker.accept(server, peerOf(request));
     const subprotocol = request.headers.get(subprotocolHeader) ?? "mqtt";
     return new Response(null, { status: 101, webSocket: client, headers: { [subprotocolHeader]: subprotocol } });
   }
@@ -93,4 +93,13 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   async stats(): Promise<NodeStats> {
     return this.#broker.stats();
   }
+}
+
+/**
+ * Where a client connects from: workerd says it in `cf`, with the port; Cloudflare in a header, which there nobody else
+ * can set.
+ */
+function peerOf(request: Request): string | undefined {
+  const { clientIp, colo } = (request.cf ?? {}) as { clientIp?: string; colo?: string };
+  return clientIp ?? (colo === undefined ? undefined : (request.headers.get("CF-Connecting-IP") ?? undefined));
 }

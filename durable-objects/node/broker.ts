@@ -173,8 +173,10 @@ export class Broker {
     return this.#sockets.size + this.#unbound.size;
   }
 
-  accept(socket: WebSocket): void {
+  /** @param peer the client's address, as far as it is known. */
+  accept(socket: WebSocket, peer: string | undefined): void {
     const connection = new Connection(socket, this, Date.now());
+    connection.peer = peer;
     this.#connections.set(socket, connection);
     this.#unbound.add(connection);
     connection.expectConnect();
@@ -262,7 +264,7 @@ export class Broker {
       const { session, facts, channel } = connection;
       if (!session || !facts || !channel.aliasesChanged) continue;
       channel.aliasesChanged = false;
-      this.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases] });
+      this.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases], peer: connection.peer });
     }
     this.#touchedConnections.clear();
   }

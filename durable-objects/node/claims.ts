@@ -88,7 +88,7 @@ export class Claims {
     const takeover = new Takeover(broker, clientId, epoch);
     this.#endStale(clientId, since);
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
-    const resume = !request.cleanStart;
+    const resume = !facts.cleanStart;
     const dismissals: Promise<boolean>[] = [];
     for (const { node, since: holderSince } of holders) {
       const holder = new HolderLink(node, {
@@ -134,7 +134,7 @@ export class Claims {
     broker.bind(session, connection, facts);
     broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
     this.#sessions.save([session]);
-    broker.store.putConnection(session.id, { facts, aliases: [] });
+    broker.store.putConnection(session.id, { facts, aliases: [], peer: connection.peer });
     // The registry forgets the others when none of them has anything of the session any more.
     if (holders.length > 0) void this.#sayOpened(clientId, epoch, dismissals);
     connection.channel.handleOpened(session, sessionPresent);
@@ -158,7 +158,7 @@ export class Claims {
   }
 
   /** The session to go on with. One that was there before has been detached, and so has a deadline. */
-  #resumeOrCreate({ facts: { clientId, username }, cleanStart }: OpenRequest): Session {
+  #resumeOrCreate({ facts: { clientId, username, cleanStart } }: OpenRequest): Session {
     const existing = this.#sessions.byClientId(clientId);
     if (existing) {
       const ended = this.#sessions.publishDueWill(existing, Date.now());

@@ -30,6 +30,8 @@ export class Connection {
   readonly channel: Channel;
   /** The session, from its opening to the end of the connection. */
   session: Session | undefined;
+  /** The client's address and port, for operators; undefined: not known. */
+  peer: string | undefined;
   /** ms since the epoch: when the last packet came. */
   lastSeen: number;
   /** Bytes of QoS 1 and 2 publishes that the cluster has not answered. */
@@ -76,6 +78,7 @@ export class Connection {
     const stored = this.#broker.store.loadConnection(attachment.sessionId);
     if (!stored) throw new Error(`session ${attachment.sessionId} is connected, but its connection is not on disk`);
     this.session = session;
+    this.peer = stored.peer;
     this.lastSeen = attachment.lastSeen;
     this.#attachedLastSeen = attachment.lastSeen;
     this.channel.restore(stored.facts, session, stored.aliases);

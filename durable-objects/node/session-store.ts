@@ -37,6 +37,7 @@ import { newest, type MessageLog } from "./message-log.ts";
 export interface StoredConnection {
   readonly facts: ConnectionFacts;
   readonly aliases: readonly (readonly [number, string])[];
+  readonly peer?: string | undefined;
 }
 
 export interface QueueBounds {

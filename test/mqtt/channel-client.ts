@@ -182,7 +182,7 @@ export class Client {
 
   #session: Session | undefined;
 
-  opensNow({ facts: { clientId }, cleanStart, expiryInterval, will }: OpenRequest): void {
+  opensNow({ facts: { clientId, cleanStart }, expiryInterval, will }: OpenRequest): void {
     const { sessions } = this.broker;
     const existing = cleanStart ? undefined : sessions.get(clientId);
     const session = existing ?? new Session(1, clientId);

@@ -176,7 +176,7 @@ describe("CONNECT", () => {
     });
     expect(client.credentials).toMatchObject({ username: "ann" });
     expect(new TextDecoder().decode(client.credentials?.password)).toBe("secret");
-    expect(broker.opened).toMatchObject([{ facts: { clientId: "c" }, cleanStart: false, will: undefined }]);
+    expect(broker.opened).toMatchObject([{ facts: { clientId: "c" }, will: undefined }]);
     expect(client.channel.facts).toEqual({
       version: 5,
       clientId: "c",
@@ -185,6 +185,8 @@ describe("CONNECT", () => {
       receiveMaximum: 10,
       maximumPacketSize: 300,
       topicAliasMaximum: 4,
+      cleanStart: false,
+      connectedAt: now,
     });
   });
 
