@@ -10,6 +10,10 @@ const methods = [
   "routes",
   "holdings",
   "stats",
+  "clients",
+  "client",
+  "kick",
+  "subscriptions",
 ] as const satisfies readonly (keyof NodeRpc)[];
 
 type Call = (method: keyof NodeRpc, args: readonly unknown[]) => Promise<unknown>;

@@ -60,7 +60,7 @@ export interface RetainedPage {
 }
 
 /** What a node offers to cores and to other nodes. */
-export interface NodeRpc {
+export interface NodeRpc extends NodeAdminRpc {
   /**
    * Takes a batch of forwarded messages; resolves when what durable sessions get of it is on disk.
    * @returns one reason code a record: NoMatchingSubscribers when a share group has nobody here to take its message,
@@ -314,48 +314,6 @@ function readForward(reader: ByteReader): Forward {
   return { matched, bytes: reader.rest(), message: readMessage(reader) };
 }
 
-// ---- operators -> core ------------------------------------------------------------------------------------------------
-
-/** What a core offers to those who administer the cluster, by EMQX's names. */
-export interface ClusterAdmin {
-  clusterView(): Promise<ClusterView>;
-  /** This deployment joins the cluster that the other core is in. */
-  join(core: NodeName): Promise<AdminAnswer>;
-  leave(): Promise<AdminAnswer>;
-  forceLeave(node: NodeName): Promise<AdminAnswer>;
-  enableDiscovery(): Promise<AdminAnswer>;
-}
-
-export type AdminAnswer =
-  | { readonly ok: true }
-  /** `code`: EMQX's, as `already_in_cluster`. */
-  | { readonly ok: false; readonly code: string; readonly message: string };
-
-export interface ClusterView {
-  readonly name: string;
-  readonly self: NodeName;
-  readonly nodes: readonly MemberView[];
-}
-
-export interface MemberView {
-  readonly name: NodeName;
-  readonly role: "core" | "replicant";
-  readonly status: "running" | "stopped";
-  /** ms since the epoch. */
-  readonly joinedAt: number;
-  /** The core that a node talks to. */
-  readonly home: NodeName | undefined;
-  readonly replication?: Replicated;
-}
-
-/** How a replica has come to be, and how far behind it is: names as in EMQX's mria. */
-export interface Replicated {
-  /** Changes that it has not confirmed. */
-  readonly lag: number;
-  readonly bootstrapTimeMs: number;
-  readonly bootstrapKeys: number;
-}
-
 // ---- core <-> core ----------------------------------------------------------------------------------------------------
 
 /** What a core offers to the other cores and to replicants. `from` is the caller. */
@@ -368,6 +326,8 @@ export interface PeerRpc {
   changes(writer: NodeName, since: number, after: string): Promise<ChangesPage>;
   /** `from` and its deployment want to be of this cluster. */
   acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
+  /** An operator wants the core to join the cluster of `from`. */
+  invited(from: NodeName): Promise<AdminAnswer>;
   /** The core is no member any more: it goes on alone. */
   dismissed(): Promise<void>;
   /** A core has seen that a partition is over; told to the leader. */
@@ -383,6 +343,8 @@ export interface PeerRpc {
   abandonHere(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined>;
   openedHere(clientId: string, epoch: number, node: NodeName): Promise<void>;
   releaseHere(clientId: string, epoch: number): Promise<void>;
+  /** The nodes that may have a session of the client; undefined: this core does not own the client id. */
+  holdersHere(clientId: string): Promise<readonly NodeName[] | undefined>;
   /** Claims that have come to be another core's, page by page; asking for the next page says that this one is stored. */
   claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage>;
   settledHere(node: NodeName): Promise<boolean>;
@@ -553,4 +515,166 @@ function* readRecords(batch: Uint8Array): Generator<{ kind: number; body: Uint8A
     const kind = reader.u8();
     yield { kind, body: reader.blob() };
   }
+}
+
+// ---- administration ---------------------------------------------------------------------------------------------------
+//
+// Worker -> core -> nodes, for operators. What they are shown has the names and shapes of EMQX's API (its
+// emqx_mgmt_api_* modules), so that the worker passes it on as it is. What is not known is left out.
+
+/** What a core does for operators with its cluster. */
+export interface ClusterAdmin {
+  clusterView(): Promise<ClusterView>;
+  /** This core joins the cluster of another one. */
+  join(core: NodeName): Promise<AdminAnswer>;
+  /** Another core joins the cluster of this one. */
+  invite(core: NodeName): Promise<AdminAnswer>;
+  leave(): Promise<AdminAnswer>;
+  forceLeave(node: NodeName): Promise<AdminAnswer>;
+  enableDiscovery(): Promise<AdminAnswer>;
+}
+
+/** `code` is EMQX's: already_in_cluster, cannot_join_to_replicant, node_down, node_not_in_cluster, ignore (it is itself). */
+export type AdminAnswer =
+  | { readonly ok: true }
+  | { readonly ok: false; readonly code: string; readonly message: string };
+
+export interface ClusterView {
+  readonly name: string;
+  readonly self: NodeName;
+  readonly nodes: readonly MemberView[];
+}
+
+export interface MemberView {
+  readonly name: NodeName;
+  readonly role: "core" | "replicant";
+  readonly status: "running" | "stopped";
+  /** ms since the epoch. */
+  readonly joinedAt: number;
+  /** The core of a replicant. */
+  readonly home: NodeName | undefined;
+  readonly replication?: Replicated;
+}
+
+/** How a replica has come to be, and how far behind it is: as EMQX's mria says it. */
+export interface Replicated {
+  /** Changes that it has not confirmed. */
+  readonly lag: number;
+  readonly bootstrapTimeMs: number;
+  readonly bootstrapKeys: number;
+}
+
+/** What a core lists for operators, asking the nodes. */
+export interface CoreAdminRpc extends ClusterAdmin {
+  /** Ordered by topic and node. */
+  topics(query: TopicQuery, slice: Slice): Promise<Page<RouteInfo>>;
+  /** All nodes, or one. */
+  nodes(only: NodeName | undefined): Promise<NodeInfo[]>;
+  /** Node by node, on each ordered by client id. */
+  clients(node: NodeName | undefined, slice: Slice): Promise<Page<ClientInfo>>;
+  client(clientId: string): Promise<Found<ClientInfo>>;
+  /** Ends the client's connection (0x98) and its session. */
+  kick(clientId: string): Promise<Found<true>>;
+  /** Node by node, on each ordered by topic. */
+  subscriptions(query: SubscriptionQuery, slice: Slice): Promise<Page<SubscriptionInfo>>;
+}
+
+/** What a node lists for operators of its own. */
+export interface NodeAdminRpc {
+  clients(slice: Slice): Promise<Listed<ClientInfo>>;
+  client(clientId: string): Promise<ClientInfo | undefined>;
+  /** @returns whether it was here. */
+  kick(clientId: string): Promise<boolean>;
+  subscriptions(query: SubscriptionQuery, slice: Slice): Promise<Listed<SubscriptionInfo>>;
+}
+
+export interface Slice {
+  readonly offset: number;
+  /** 0: only the count is wanted. */
+  readonly limit: number;
+}
+
+export interface Listed<T> {
+  /** Of all, not only of those in the slice. */
+  readonly count: number;
+  readonly items: readonly T[];
+}
+
+export interface Page<T> extends Listed<T> {
+  /** It ends early, at `limits.adminPageCharsMax`. */
+  readonly isCut: boolean;
+  /** Nodes that did not answer: what they have is missing. */
+  readonly silent: readonly NodeName[];
+}
+
+export interface Found<T> {
+  readonly found: T | undefined;
+  readonly silent: readonly NodeName[];
+}
+
+export interface TopicQuery {
+  /** A filter: its route and those of its share groups; or `$share/group/filter`. */
+  readonly topic?: string | undefined;
+  readonly node?: NodeName | undefined;
+}
+
+/** `topic` is a filter, or `$share/group/filter`. */
+export interface RouteInfo {
+  readonly topic: string;
+  readonly node: NodeName;
+}
+
+export interface NodeInfo {
+  readonly node: NodeName;
+  readonly role: "core" | "replicant";
+  readonly node_status: "running" | "stopped";
+  /** Milliseconds. */
+  readonly uptime?: number | undefined;
+  readonly connections?: number | undefined;
+  readonly live_connections?: number | undefined;
+}
+
+/** A session, connected or not. */
+export interface ClientInfo {
+  readonly node: NodeName;
+  readonly clientid: string;
+  readonly username: string | null;
+  readonly connected: boolean;
+  /** Of the connection. */
+  readonly proto_name?: string | undefined;
+  readonly proto_ver?: number | undefined;
+  readonly ip_address?: string | undefined;
+  readonly port?: number | undefined;
+  /** Seconds. */
+  readonly keepalive?: number | undefined;
+  readonly clean_start?: boolean | undefined;
+  /** RFC 3339. */
+  readonly connected_at?: string | undefined;
+  /** Seconds. */
+  readonly expiry_interval: number;
+  readonly subscriptions_cnt: number;
+  readonly inflight_cnt: number;
+  /** QoS 2 messages that the client has not released. */
+  readonly awaiting_rel_cnt: number;
+  /** Not counted in a list for a session that is not in memory. */
+  readonly mqueue_len?: number | undefined;
+}
+
+export interface SubscriptionQuery {
+  readonly node?: NodeName | undefined;
+  readonly clientid?: string | undefined;
+  /** As the client subscribed. */
+  readonly topic?: string | undefined;
+  readonly qos?: number | undefined;
+}
+
+export interface SubscriptionInfo {
+  readonly node: NodeName;
+  readonly clientid: string;
+  readonly topic: string;
+  readonly qos: number;
+  /** No local, retain as published (0 or 1), retain handling. */
+  readonly nl: number;
+  readonly rap: number;
+  readonly rh: number;
 }

@@ -137,6 +137,13 @@ export const limits = {
   discoveryRoundMs: 60_000,
   /** Names that one discovery may yield; more are ignored, and that is logged. */
   discoveredNodesMax: 128,
+  /** One page that an operator asks for, in items and in characters of what clients have chosen. */
+  adminPageItemsMax: 1_000,
+  adminPageCharsMax: 4_194_304,
+  /** Items that a node gives at once: what it does for its clients goes on in between. */
+  adminChunkItemsMax: 100,
+  /** A node that an operator asks counts as silent after this time. */
+  adminCallMsMax: 5_000,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

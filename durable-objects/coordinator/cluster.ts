@@ -222,6 +222,17 @@ export class Cluster {
     return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
   }
 
+  /** An operator wants another core to join this cluster. */
+  async invite(target: NodeName): Promise<AdminAnswer> {
+    const { self, members, peers } = this.#host;
+    if (target === self) return failed("ignore", "a node does not join itself");
+    if (members.has(target)) return failed("already_in_cluster", `${target} is in this cluster`);
+    return peers
+      .link(target)
+      .tryOnce((core) => core.invited(self))
+      .catch((error: unknown): AdminAnswer => failed("node_down", `${target} cannot be reached: ${String(error)}`));
+  }
+
   /** Another deployment wants to be of this cluster. */
   handleJoin(from: NodeName, joining: readonly Member[]): AdminAnswer {
     const { settings, members } = this.#host;

@@ -8,20 +8,31 @@ import type {
   ChangesPage,
   Claim,
   ClaimsPage,
-  ClusterAdmin,
+  ClientInfo,
   ClusterView,
   CoordinatorRpc,
+  CoreAdminRpc,
+  Found,
   Hello,
+  NodeInfo,
   NodeRpc,
+  Page,
   PeerRpc,
   RegistryMove,
   RetainedPage,
+  RouteInfo,
+  Slice,
+  SubscriptionInfo,
+  SubscriptionQuery,
+  TopicQuery,
 } from "../rpc.ts";
 import { Core } from "./core.ts";
+import { CoreAdmin } from "./core-admin.ts";
 
 /** A core of the cluster, named `name@host`: alarm, storage and RPC for the Core that decides. */
-export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, PeerRpc, ClusterAdmin {
+export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, PeerRpc, CoreAdminRpc {
   readonly #core: Core;
+  readonly #admin: CoreAdmin;
   readonly #alarm: Alarm;
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -35,6 +46,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
       peerAt: (peer: NodeName) => env.COORDINATOR.getByName(peer),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
+    this.#admin = new CoreAdmin(this.#core);
   }
 
   // ---- nodes ------------------------------------------------------------------------------------------------------
@@ -114,6 +126,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     this.#core.registry.release(clientId, epoch);
   }
 
+  async holdersHere(clientId: string): Promise<readonly NodeName[] | undefined> {
+    return this.#core.share.holdersOf(clientId);
+  }
+
   async claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage> {
     return this.#core.share.claimsFor(move, after);
   }
@@ -141,6 +157,14 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.cluster.handleJoin(from, members);
   }
 
+  async invite(target: NodeName): Promise<AdminAnswer> {
+    return this.#core.cluster.invite(target);
+  }
+
+  async invited(from: NodeName): Promise<AdminAnswer> {
+    return this.#core.cluster.join(from);
+  }
+
   leave(): Promise<AdminAnswer> {
     return this.#core.cluster.leave();
   }
@@ -155,6 +179,30 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
 
   async enableDiscovery(): Promise<AdminAnswer> {
     return this.#core.cluster.enableDiscovery();
+  }
+
+  async topics(query: TopicQuery, slice: Slice): Promise<Page<RouteInfo>> {
+    return this.#admin.topics(query, slice);
+  }
+
+  nodes(only: NodeName | undefined): Promise<NodeInfo[]> {
+    return this.#admin.nodes(only);
+  }
+
+  clients(node: NodeName | undefined, slice: Slice): Promise<Page<ClientInfo>> {
+    return this.#admin.clients(node, slice);
+  }
+
+  client(clientId: string): Promise<Found<ClientInfo>> {
+    return this.#admin.client(clientId);
+  }
+
+  kick(clientId: string): Promise<Found<true>> {
+    return this.#admin.kick(clientId);
+  }
+
+  subscriptions(query: SubscriptionQuery, slice: Slice): Promise<Page<SubscriptionInfo>> {
+    return this.#admin.subscriptions(query, slice);
   }
 
   override async alarm(): Promise<void> {

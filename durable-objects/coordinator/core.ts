@@ -520,6 +520,15 @@ export class Core {
     );
   }
 
+  /** The nodes that may have a session of the client, the claimer first. */
+  holdersOf(clientId: string): Promise<readonly NodeName[]> {
+    return this.#askOwner(
+      clientId,
+      () => this.share.holdersOf(clientId),
+      (owner) => owner.holdersHere(clientId),
+    );
+  }
+
   async #askOwner<T>(
     clientId: string,
     ask: () => Promise<T | undefined>,

@@ -61,6 +61,12 @@ export class RegistryShare {
     return this.#host.registry.claim(clientId, node, Date.now());
   }
 
+  /** The nodes that may have a session of the client, the claimer first; undefined: this core is not the owner. */
+  async holdersOf(clientId: string): Promise<readonly NodeName[] | undefined> {
+    if (!(await this.#owns(clientId))) return undefined;
+    return this.#host.store.claimOf(clientId)?.holders.map(({ node }) => node) ?? [];
+  }
+
   /** Whether the claim is the latest; undefined: this core is not the owner. */
   async abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined> {
     if (!(await this.#owns(clientId))) return undefined;

@@ -2,9 +2,23 @@ import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
-import type { Holdings, NodeRoutes, NodeRpc, NodeStats, RegistryMove, StoredDelivery, TakenOver } from "../rpc.ts";
+import type {
+  ClientInfo,
+  Holdings,
+  Listed,
+  NodeRoutes,
+  NodeRpc,
+  NodeStats,
+  RegistryMove,
+  Slice,
+  StoredDelivery,
+  SubscriptionInfo,
+  SubscriptionQuery,
+  TakenOver,
+} from "../rpc.ts";
 import { Broker } from "./broker.ts";
 import { holdingsOf, routesOf } from "./inventory.ts";
+import { NodeAdmin } from "./node-admin.ts";
 import { Takeover } from "./takeover.ts";
 
 /** Subprotocol header of an upgrade, set by the worker to the one to echo. */
@@ -92,6 +106,24 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   async stats(): Promise<NodeStats> {
     return this.#broker.stats();
+  }
+
+  // ---- NodeAdminRpc -----------------------------------------------------------------------------------------------
+
+  async clients(slice: Slice): Promise<Listed<ClientInfo>> {
+    return new NodeAdmin(this.#broker).clients(slice);
+  }
+
+  async client(clientId: string): Promise<ClientInfo | undefined> {
+    return new NodeAdmin(this.#broker).client(clientId);
+  }
+
+  async kick(clientId: string): Promise<boolean> {
+    return new NodeAdmin(this.#broker).kick(clientId);
+  }
+
+  async subscriptions(query: SubscriptionQuery, slice: Slice): Promise<Listed<SubscriptionInfo>> {
+    return new NodeAdmin(this.#broker).subscriptions(query, slice);
   }
 }
 

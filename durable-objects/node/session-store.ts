@@ -24,6 +24,7 @@ import {
   atNoTime,
   neededFrom,
   Session,
+  type Checkpoint,
   type Delivery,
   type Place,
   type StoredMessage,
@@ -192,6 +193,11 @@ export class SessionStore {
     }
   }
 
+  /** What was written last of a session that is not in memory. */
+  checkpoint(id: number): Checkpoint {
+    return this.#checkpoints.get(id);
+  }
+
   /** From which number on a session that is not in memory needs its messages on disk. */
   neededFrom(id: number): number {
     return neededFrom(this.#checkpoints.get(id));
@@ -307,14 +313,7 @@ export class SessionStore {
       sessionId,
     );
     for (const { filter, options, subscription_id } of rows)
-      yield {
-        filter,
-        qos: (options & 3) as QoS,
-        noLocal: (options & 4) !== 0,
-        retainAsPublished: (options & 8) !== 0,
-        retainHandling: (options >> 4) as 0 | 1 | 2,
-        subscriptionId: subscription_id,
-      };
+      yield { filter, ...subscriptionOptions(options), subscriptionId: subscription_id };
   }
 
   /** Of all sessions. */
@@ -381,6 +380,16 @@ export class SessionStore {
     );
     for (const { seq, bytes, shared } of rows) yield { seq, filter: undefined, bytes, shared: shared === 1 };
   }
+}
+
+/** As in a row of `subscription`. */
+export function subscriptionOptions(bits: number): Omit<Subscription, "filter" | "subscriptionId"> {
+  return {
+    qos: (bits & 3) as QoS,
+    noLocal: (bits & 4) !== 0,
+    retainAsPublished: (bits & 8) !== 0,
+    retainHandling: (bits >> 4) as 0 | 1 | 2,
+  };
 }
 
 /** flags u8 (QoS, retain, shared), count u16 and subscription ids u32, the share key if any, the message. */

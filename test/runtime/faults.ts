@@ -8,7 +8,18 @@ import { coreName, rows } from "./conversation.ts";
 /** Makes the call, or does not, and says what comes of it. */
 type Fault = (call: () => Promise<unknown>, name: string) => Promise<unknown>;
 
-const calls = ["forward", "takeOver", "takeOverKnown", "takeOverMessages", "takeOverDone"] as const;
+const calls = [
+  "forward",
+  "takeOver",
+  "takeOverKnown",
+  "takeOverMessages",
+  "takeOverDone",
+  "stats",
+  "clients",
+  "client",
+  "kick",
+  "subscriptions",
+] as const;
 
 const faults = new Map<string, Fault>();
 
@@ -16,7 +27,7 @@ const faults = new Map<string, Fault>();
 export function useFaults(): void {
   const patience = { ...limits };
   beforeAll(() => {
-    Object.assign(limits, { attemptsMax: 4, drainRetryFirstMs: 200, holderSilentMsMax: 500 });
+    Object.assign(limits, { attemptsMax: 4, drainRetryFirstMs: 200, holderSilentMsMax: 500, adminCallMsMax: 500 });
   });
   afterAll(() => {
     Object.assign(limits, patience);
