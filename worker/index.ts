@@ -1,8 +1,9 @@
 /**
- * The edge: every request comes here first. An upgrade to MQTT goes to a node of the client's region; everything else
- * gets a plain answer.
+ * The edge: every request comes here first. An upgrade to MQTT goes to a node of the client's region; what
+ * is under /api/v5 is for operators; everything else gets a plain answer.
  */
 import { readSettings, type Settings } from "../cluster/config.ts";
+import { answerOperator, apiPath } from "./api.ts";
 import { allowsNodeChoice } from "./operator.ts";
 import { refuseOrigin } from "./origin.ts";
 import { connectToNode } from "./placement.ts";
@@ -32,6 +33,7 @@ export default {
 
 function answer(request: Request, env: Env, settings: Settings): Response | Promise<Response> {
   const url = new URL(request.url);
+  if (url.pathname.startsWith(`${apiPath}/`)) return answerOperator(request, env, settings);
   if (!paths.includes(url.pathname))
     return plain(404, `nothing is here: MQTT over WebSocket is at ${paths.join(" and ")}`);
   if (request.method !== "GET") return plain(405, "only GET is answered here", { Allow: "GET" });
