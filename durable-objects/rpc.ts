@@ -326,6 +326,8 @@ export interface PeerRpc {
   changes(writer: NodeName, since: number, after: string): Promise<ChangesPage>;
   /** `from` and its deployment want to be of this cluster. */
   acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
+  /** Of the core's cluster, to find out who joins whom; undefined: the core is not to be found. */
+  size(): Promise<{ readonly size: number; readonly oldest: string } | undefined>;
   /** An operator wants the core to join the cluster of `from`. */
   invited(from: NodeName): Promise<AdminAnswer>;
   /** The core is no member any more: it goes on alone. */

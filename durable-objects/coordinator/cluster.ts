@@ -34,13 +34,13 @@ export interface ClusterHost {
   /** This core's own node, which others had given up: they have nothing of it any more. */
   readonly announce: (node: Member) => void;
   readonly handleGone: (member: Member) => void;
+  /** The cluster was left by command: nobody is looked for until that is enabled again. */
+  readonly stopDiscovery: () => Promise<void>;
+  readonly startDiscovery: () => void;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
   readonly tell: (event: string, facts: Readonly<Record<string, unknown>>) => void;
 }
-
-/** The fact that says that the cluster was left by command. */
-const leftFact = "left_by_command";
 
 export class Cluster {
   readonly #host: ClusterHost;
@@ -75,11 +75,6 @@ export class Cluster {
     return domain === this.#host.settings.domain;
   }
 
-  /** Whether discovery may join a cluster: until it is left by command. */
-  get mayDiscover(): boolean {
-    return this.#host.store.fact(leftFact) !== "yes";
-  }
-
   /** Coordinators of other deployments. */
   #others(): Member[] {
     return this.#host.members.coordinators().filter((member) => !this.#isOwn(member));
@@ -98,7 +93,7 @@ export class Cluster {
     if (!this.#take(member) || member.state === "in") return;
     const isHere = member.name === self || (member.home === self && !this.isDown(member.name));
     if (!isHere) return;
-    if (member.name === self && member.state === "left") return this.#goAlone();
+    if (member.name === self && member.state === "left") return this.handleDismissed();
     // Others have given up who is here: it joins again, as a new member.
     const changedAt = members.nextChangeAt(member.name, Date.now());
     const back: Member = { ...member, state: "in", joinedAt: changedAt, changedAt };
@@ -218,7 +213,6 @@ export class Cluster {
       .tryOnce((core) => core.acceptJoin(self, own))
       .catch((error: unknown): AdminAnswer => failed("node_down", `${target} cannot be reached: ${String(error)}`));
     if (!answer.ok) return answer;
-    this.#host.store.putFact(leftFact, "no");
     return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
   }
 
@@ -258,12 +252,12 @@ export class Cluster {
   async leave(): Promise<AdminAnswer> {
     if (this.#others().length === 0) return failed("node_not_in_cluster", "this deployment is in no cluster of others");
     await this.#sayGoodbye();
-    this.#host.store.putFact(leftFact, "yes");
+    await this.#host.stopDiscovery();
     return { ok: true };
   }
 
   enableDiscovery(): AdminAnswer {
-    this.#host.store.putFact(leftFact, "no");
+    this.#host.startDiscovery();
     return { ok: true };
   }
 
@@ -276,10 +270,9 @@ export class Cluster {
     this.#goAlone();
   }
 
-  /** This deployment is a cluster of its own from now on; discovery brings it back only when it is enabled again. */
+  /** This deployment is a cluster of its own from now on. */
   #goAlone(): void {
     const { members, store, peers, handleGone, self, tell } = this.#host;
-    store.putFact(leftFact, "yes");
     for (const member of [...members.all()]) {
       if (this.#isOwn(member)) continue;
       members.forget(member.name);
@@ -316,8 +309,25 @@ export class Cluster {
     return this.#host.members.coordinators().filter((each) => each.domain === domain);
   }
 
+  /** Others have made this deployment leave. */
   handleDismissed(): void {
     this.#goAlone();
+    void this.#host.stopDiscovery();
+  }
+
+  // ---- discovery --------------------------------------------------------------------------------------------------
+
+  /** What discovery goes by to find out who joins whom. */
+  size(): { readonly size: number; readonly oldest: string } {
+    const cores = this.#host.members.cores();
+    const [oldest] = cores;
+    return { size: cores.length, oldest: oldest ? `${String(oldest.joinedAt).padStart(16, "0")} ${oldest.name}` : "" };
+  }
+
+  /** One of the two is this core. Resolves when the joiner is a member. */
+  async joinFound(joiner: NodeName, target: NodeName): Promise<void> {
+    const answer = joiner === this.#host.self ? await this.join(target) : await this.invite(joiner);
+    if (!answer.ok && answer.code !== "already_in_cluster") throw new Error(answer.message);
   }
 
   // ---- what operators see -----------------------------------------------------------------------------------------

@@ -161,6 +161,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.cluster.invite(target);
   }
 
+  async size(): Promise<{ readonly size: number; readonly oldest: string } | undefined> {
+    return this.#core.size();
+  }
+
   async invited(from: NodeName): Promise<AdminAnswer> {
     return this.#core.cluster.join(from);
   }

@@ -10,6 +10,7 @@
  * core's disk for those that cannot be reached; for its route changes to be on every core in reach; and for nothing else. The table is in memory and rebuilt from disk when
  * the object wakes.
  */
+import type { AutoclusterState } from "../../cluster/autocluster.ts";
 import type { Settings } from "../../cluster/config.ts";
 import { isCoordinator, Membership, type Member } from "../../cluster/membership.ts";
 import { addressOf, isMember, type NodeName } from "../../cluster/name.ts";
@@ -36,6 +37,8 @@ import {
 import { remoteNode } from "../remote-node.ts";
 import type { Database } from "../schema.ts";
 import { Cluster } from "./cluster.ts";
+import { Autocluster } from "./discovery/autocluster.ts";
+import { strategyOf } from "./discovery/strategies.ts";
 import { CoreStore } from "./core-store.ts";
 import { Answer, Forwarder, type ForwardedMessage, type Routed } from "./forwarder.ts";
 import { Healer } from "./healer.ts";
@@ -65,6 +68,8 @@ type PublishRecord = Extract<NodeRecord, { kind: "publish" }>;
 
 /** The fact that says that there are other cores, which are told of changes. */
 const replicatedFact = "replicated";
+/** The fact that is the state of discovery. */
+const autoclusterFact = "autocluster";
 const meetsAtStart = 3;
 
 export class Core {
@@ -86,6 +91,7 @@ export class Core {
   readonly share: RegistryShare;
   readonly #writer = new ByteWriter();
   readonly #sys: SysTopics;
+  readonly #autocluster: Autocluster | undefined;
   #isReplicated: boolean;
   /** Until this core has met the others; undefined: it has. */
   #starting: Promise<void> | undefined;
@@ -169,12 +175,46 @@ export class Core {
       announce: ({ name: node, term }) =>
         this.replication.publishRoutes(node, this.replication.nextVersion(node, term), []),
       handleGone: (member) => this.#handleGone(member),
+      stopDiscovery: async () => this.#autocluster?.disable(),
+      startDiscovery: () => this.#autocluster?.enable(),
       ringAt,
       tell,
     });
     this.healer = new Healer({ self: name, members: this.members, peers: this.peers, ringAt, tell });
     for (const due of [this.store.nextDelayed(), this.store.retained.nextSweep()]) if (due !== undefined) ringAt(due);
     this.#start();
+    this.#autocluster = this.#createAutocluster();
+  }
+
+  /** Of a deployment's cores the one that others link to looks for them. */
+  #createAutocluster(): Autocluster | undefined {
+    const { name, settings, store, host } = this;
+    const strategy = strategyOf(settings, name, (url, init) => fetch(url, init));
+    if (!strategy || settings.node.name !== name) return undefined;
+    return new Autocluster(name, strategy, {
+      load: () => {
+        const state = store.fact(autoclusterFact);
+        return state === undefined ? undefined : (JSON.parse(state) as AutoclusterState);
+      },
+      save: (state) => store.putFact(autoclusterFact, JSON.stringify(state)),
+      now: () => Date.now(),
+      random: () => Math.random(),
+      ringAt: host.ringAt,
+      log: (event) => console.log(JSON.stringify(event)),
+      members: () => new Set(this.members.coordinators().map((member) => member.name)),
+      viewOf: async (core) => {
+        const view = core === name ? this.cluster.size() : await this.peers.link(core).tryOnce((peer) => peer.size());
+        if (!view) throw new Error("it is not to be found");
+        return view;
+      },
+      join: (joiner, target) => this.cluster.joinFound(joiner, target),
+    });
+  }
+
+  /** For another core that has discovered this one; undefined: it is to be left alone. */
+  size(): { readonly size: number; readonly oldest: string } | undefined {
+    const isOpen = this.settings.cluster.discovery_strategy !== "singleton" && this.#autocluster?.isEnabled !== false;
+    return isOpen ? this.cluster.size() : undefined;
   }
 
   // ---- the other cores --------------------------------------------------------------------------------------------
@@ -618,6 +658,7 @@ export class Core {
     this.peers.handleAlarm(now);
     this.healer.handleAlarm(now);
     this.cluster.handleAlarm(now);
+    this.#autocluster?.handleAlarm();
     await this.#starting;
     const isRefused = await Promise.all(
       this.store.delayedUntil(now).map((delayed) => this.#publishDelayed(delayed, now)),
