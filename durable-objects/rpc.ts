@@ -17,10 +17,9 @@ export interface CoordinatorRpc {
   /**
    * Takes a batch of node records, in order. Resolves when every QoS 1 and 2 message of it is with the nodes of its
    * subscribers, on disk where a session is durable, or on the core's disk for a node that it cannot reach.
-   * @param term rises when the node changes its home core
    * @returns one reason code a record
    */
-  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array>;
+  route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
   claim(clientId: string, node: NodeName, term: number): Promise<Claim>;
   /**
@@ -36,6 +35,14 @@ export interface CoordinatorRpc {
   isReady(): Promise<boolean>;
   /** Retained messages that match, ordered by topic, from behind `after`: one bounded page. */
   retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage>;
+}
+
+/** A row of calls from a node, in order: when one has been refused, those behind it are too (G2). */
+export interface Connection {
+  /** Rises when the node changes its home core. */
+  readonly term: number;
+  /** Of this connection alone. */
+  readonly id: number;
 }
 
 export interface Claim {

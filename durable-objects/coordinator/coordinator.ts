@@ -10,6 +10,7 @@ import type {
   ClaimsPage,
   ClientInfo,
   ClusterView,
+  Connection,
   CoordinatorRpc,
   CoreAdminRpc,
   Found,
@@ -51,8 +52,8 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
 
   // ---- nodes ------------------------------------------------------------------------------------------------------
 
-  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array> {
-    return this.#core.route(node, term, batch);
+  route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array> {
+    return this.#core.route(node, connection, batch);
   }
 
   claim(clientId: string, node: NodeName, term: number): Promise<Claim> {

@@ -26,6 +26,7 @@ import {
   memberRecord,
   readNodeRecords,
   type Claim,
+  type Connection,
   type Hello,
   type Matched,
   type NodeRecord,
@@ -411,9 +412,10 @@ export class Core {
     return this.#starting;
   }
 
-  route(node: NodeName, term: number, batch: Uint8Array): Promise<Uint8Array> {
-    const coming = this.homes.whenIn(node, term);
-    if (coming) return coming.then(() => this.route(node, term, batch));
+  route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array> {
+    const { term } = connection;
+    const coming = this.homes.whenConnected(node, connection);
+    if (coming) return coming.then(() => this.route(node, connection, batch));
     this.forwarder.handleCall(node, Date.now());
     const answer = new Answer();
     const changes: RouteChange[] = [];

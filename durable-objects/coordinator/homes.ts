@@ -7,7 +7,7 @@
  */
 import type { Member, Membership } from "../../cluster/membership.ts";
 import type { NodeName } from "../../cluster/name.ts";
-import type { NodeRoutes, NodeRpc } from "../rpc.ts";
+import type { Connection, NodeRoutes, NodeRpc } from "../rpc.ts";
 import type { Replication } from "./replication.ts";
 
 /** What the core gives. */
@@ -28,6 +28,8 @@ export class Homes {
   readonly #host: HomesHost;
   /** Nodes that are on the way in, and what waits for them. */
   readonly #moving = new Map<NodeName, Promise<void>>();
+  /** The last connection of each node that was refused. */
+  readonly #refused = new Map<NodeName, number>();
   /** The nodes' numbers up to which their changes came with their routes. */
   readonly #takenIn = new Map<NodeName, number>();
   /** How long the last move took, and how many routes it brought. */
@@ -46,6 +48,16 @@ export class Homes {
   /** A change with this number came already, with the node's routes. */
   isTakenIn(node: NodeName, sent: number): boolean {
     return sent <= (this.#takenIn.get(node) ?? 0);
+  }
+
+  /** As `whenIn`. A connection that was refused stays so: what comes behind must not overtake what was refused (G2). */
+  whenConnected(node: NodeName, { id, term }: Connection): Promise<void> | undefined {
+    if (this.#refused.get(node) === id) return Promise.reject(new Error(`${node} is to connect again`));
+    const coming = this.whenIn(node, term);
+    return coming?.catch((error: unknown) => {
+      this.#refused.set(node, id);
+      throw error;
+    });
   }
 
   /** Resolves when the node may be served here; undefined: at once. In the order of the calls. */

@@ -36,10 +36,11 @@ export class CoreLink {
       if (this.#hasFailed) home.handleFailure(Date.now());
       this.#hasFailed = false;
       const { core, term } = home;
+      const connection = { term, id: crypto.getRandomValues(new Uint32Array(1))[0]! };
       const stub = coreAt(core);
       return (batch) => {
         beforeSend();
-        return this.#watched(stub.route(node, term, batch));
+        return this.#watched(stub.route(node, connection, batch));
       };
     };
     this.outbox = new Outbox(connect, countDropped);

@@ -63,7 +63,7 @@ async function retain(...topics: string[]): Promise<Message[]> {
   });
   const records = messages.map((message) => publishRecord(writer, { message, delaySeconds: 0, only: "" }));
   const bytes = records.reduce((sum, { length }) => sum + length, 0);
-  await coreStub().route(newNode(), 0, joinRecords(records, bytes));
+  await coreStub().route(newNode(), { term: 0, id: 1 }, joinRecords(records, bytes));
   return messages;
 }
 

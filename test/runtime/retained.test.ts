@@ -420,7 +420,7 @@ describe("a message that comes again, or late, does not take the place of a late
 
   /** A batch of one record, from a node. */
   async function route(record: Uint8Array): Promise<number> {
-    const [code] = await coreStub().route(newNode(), 0, joinRecords([record], record.length));
+    const [code] = await coreStub().route(newNode(), { term: 0, id: 1 }, joinRecords([record], record.length));
     return code!;
   }
 

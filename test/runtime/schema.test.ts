@@ -276,7 +276,7 @@ function willOfOld(topic: string, payload: string): Uint8Array {
 }
 
 async function tellCore(node: string, record: Uint8Array): Promise<void> {
-  await coreStub().route(node, 0, joinRecords([record], record.length));
+  await coreStub().route(node, { term: 0, id: 1 }, joinRecords([record], record.length));
 }
 
 /**
