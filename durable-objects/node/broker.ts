@@ -87,6 +87,9 @@ export class Broker {
   readonly #toFlush = new Set<Connection>();
   #turnEnds = false;
   readonly #touchedConnections = new Set<Connection>();
+  /** Publishes of each session that the core has not answered, and who waits for that. */
+  readonly #unanswered = new Map<number, number>();
+  readonly #whenAnswered = new Map<number, PromiseWithResolvers<void>>();
   readonly #authenticator: Authenticator;
   readonly #hasUsers: boolean;
 
@@ -302,10 +305,28 @@ export class Broker {
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
     if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
     connection.unansweredBytes += record.length;
+    this.#unanswered.set(session.id, (this.#unanswered.get(session.id) ?? 0) + 1);
     this.core.add(record, (reasonCode) => {
       connection.unansweredBytes -= record.length;
+      this.#handleAnswered(session.id);
       this.#handleRouted(session, connection, receipt, reasonCode);
     });
+  }
+
+  #handleAnswered(sessionId: number): void {
+    const left = this.#unanswered.get(sessionId)! - 1;
+    if (left > 0) return void this.#unanswered.set(sessionId, left);
+    this.#unanswered.delete(sessionId);
+    this.#whenAnswered.get(sessionId)?.resolve();
+    this.#whenAnswered.delete(sessionId);
+  }
+
+  /** Resolves when the core has answered what the session's client has published; undefined: it has. */
+  whenAnswered(sessionId: number): Promise<void> | undefined {
+    if (!this.#unanswered.has(sessionId)) return undefined;
+    const waiting = this.#whenAnswered.get(sessionId) ?? Promise.withResolvers<void>();
+    this.#whenAnswered.set(sessionId, waiting);
+    return waiting.promise;
   }
 
   #handleRouted(session: Session, from: Connection, receipt: Receipt, reasonCode: ReasonCode): void {

@@ -185,10 +185,15 @@ export class Claims {
     }
     const connected = this.#sessions.byClientId(clientId);
     if (connected && connected.epoch > epoch) return { kind: "superseded" };
-    if (connected) this.#sessions.closeConnection(connected);
+    if (connected) {
+      this.#sessions.closeConnection(connected);
+      // What the client publishes on its next node must not come before what is under way from here (G2).
+      await this.#broker.whenAnswered(connected.id);
+    }
     // A transient session has ended with its connection.
     const session = this.#sessions.byClientId(clientId);
     if (!session) return { kind: "none" };
+    if (session.epoch > epoch) return { kind: "superseded" };
     const ended = this.#sessions.publishDueWill(session, Date.now());
     if (!resume || ended) {
       this.#sessions.end(session);

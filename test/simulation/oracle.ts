@@ -229,7 +229,7 @@ function checkGroups(world: World, ledger: Ledger): void {
 const willSlackMs = 5000;
 
 function checkWills(world: World, ledger: Ledger, connections: readonly ConnectionRecord[]): void {
-  for (const [index, { name, wire, will, at, left, leftAt = Infinity, isOrderly }] of connections.entries()) {
+  for (const [index, { name, wire, will, askedAt, at, left, leftAt = Infinity, isOrderly }] of connections.entries()) {
     if (!will || at === undefined) continue;
     const delayMs = will.delaySeconds * 1000;
     const overAt = wire.overAtServerAt ?? Infinity;
@@ -243,7 +243,8 @@ function checkWills(world: World, ledger: Ledger, connections: readonly Connecti
     const must = left !== "disconnect" && (isMissed || (delayMs === 0 && asked !== undefined));
     for (const { session, filter, qos, since, until } of ledger.sessions.flatMap(({ interests }) => interests)) {
       const hasCome = session.arrivals.some((arrival) => arrival.name === name);
-      const isWatching = qos > 0 && matches(filter, will.topic) && since < at && until === undefined && session.lasts;
+      const isWatching =
+        qos > 0 && matches(filter, will.topic) && since < (askedAt ?? at) && until === undefined && session.lasts;
       if (mayNot && hasCome) world.violate(`will: ${name} came to ${session.clientId}, and was not to`);
       if (must && !mayNot && isWatching && !hasCome) world.violate(`will: ${name} did not come to ${session.clientId}`);
     }
