@@ -6,14 +6,19 @@
 import { spawn, spawnSync } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { cp, writeFile } from "node:fs/promises";
+import http from "node:http";
+import https from "node:https";
 import { createRequire } from "node:module";
 import { createServer, isIPv6 } from "node:net";
+import { dirname, relative } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import type { Bundle } from "./bundle.ts";
 import { holdDataDir } from "./data-dir.ts";
+import { isLoopback } from "./loopback.ts";
+import type { SslFiles } from "./ssl-options.ts";
 import { workerdConfig } from "./workerd-config.ts";
 
 export interface BrokerOptions {
@@ -23,6 +28,9 @@ export interface BrokerOptions {
   readonly host: string;
   /** 0: the system chooses one. */
   readonly port: number;
+  /** A port of its own for links, where a client certificate is asked for; needs a keypair and a cacertfile. */
+  readonly linkPort?: number | undefined;
+  readonly ssl?: SslFiles;
   /** The environment of workerd; its TRELLIS_ variables become bindings. */
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Where workerd's stdout and stderr go: to this process's own, or chunk by chunk to a function. */
@@ -40,17 +48,12 @@ export interface End {
 export interface RunningBroker {
   readonly process: ChildProcess;
   readonly port: number;
-  /** Address for MQTT clients, `ws://host:port/mqtt`. */
+  /** Address for MQTT clients, `ws://host:port/mqtt`, or `wss:` with a keypair. */
   readonly url: string;
   /** Resolves when workerd has ended, for whatever reason, and the data directory is free. */
   readonly ended: Promise<End>;
   /** Ends workerd; resolves when it has ended. */
   stop(): Promise<void>;
-}
-
-/** Is `host` an address that only this machine reaches? */
-export function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }
 
 /** The names of the environment's settings and secrets, sorted. */
@@ -72,21 +75,27 @@ export function descriptorsMax(): number {
  * Rejects if the data directory is held, the port is taken, or workerd ends before it answers.
  */
 export async function startWorkerd(options: BrokerOptions): Promise<RunningBroker> {
-  const { bundle, host, env, flags = [] } = options;
+  const { bundle, host, env, flags = [], linkPort } = options;
+  const { keypair, cacertfile } = options.ssl ?? { keypair: undefined, cacertfile: undefined };
   const dataDir = holdDataDir(options.dataDir);
   try {
-    await refuseTakenPort(host, options.port);
+    await refuseTakenPort("PORT", host, options.port);
+    if (linkPort !== undefined) await refuseTakenPort("LINK_PORT", host, linkPort);
     await cp(bundle.directory, dataDir.worker, { recursive: true, force: true });
     const worker = {
       ...bundle.worker,
       modules: bundle.worker.modules.map(({ name, path }) => ({ name, path: `worker/${path}` })),
     };
     const authority = isIPv6(host) ? `[${host}]` : host;
+    const embedded = (file: string): string => relative(dirname(dataDir.config), file);
     const config = workerdConfig(worker, {
       address: `${authority}:${options.port}`,
+      linkAddress: linkPort === undefined ? undefined : `${authority}:${linkPort}`,
+      keypair: keypair && { certfile: embedded(keypair.certfile), keyfile: embedded(keypair.keyfile) },
+      cacertfile: cacertfile && embedded(cacertfile),
       storage: dataDir.storage,
       environment: settingNames(env),
-      bindings: isLoopback(host) ? { LOOPBACK: "true" } : {},
+      bindings: { SSL_FILES: "true", ...(isLoopback(host) && { LOOPBACK: "true" }) },
     });
     await writeFile(dataDir.config, config);
 
@@ -125,8 +134,9 @@ export async function startWorkerd(options: BrokerOptions): Promise<RunningBroke
     early.catch(() => {}); // Its end after the start is nobody's error.
     try {
       const port = await Promise.race([listening(workerd), early]);
-      await Promise.race([answering(`http://${authority}:${port}/`), early]);
-      return { process: workerd, port, url: `ws://${authority}:${port}/mqtt`, ended, stop };
+      const secure = keypair === undefined ? "" : "s";
+      await Promise.race([answering(`http${secure}://${authority}:${port}/`), early]);
+      return { process: workerd, port, url: `ws${secure}://${authority}:${port}/mqtt`, ended, stop };
     } catch (error) {
       await stop();
       throw error;
@@ -146,12 +156,12 @@ const raiseDescriptors = 'ulimit -n "$(ulimit -Hn)" 2>/dev/null || ulimit -n 655
 const drainMilliseconds = 500;
 
 /** workerd would say it in the middle of a stack trace. */
-async function refuseTakenPort(host: string, port: number): Promise<void> {
+async function refuseTakenPort(variable: string, host: string, port: number): Promise<void> {
   const server = createServer();
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error: NodeJS.ErrnoException) => {
       const taken = error.code === "EADDRINUSE";
-      reject(taken ? new Error(`Port ${port} of ${host} is in use (PORT chooses another port)`) : error);
+      reject(taken ? new Error(`Port ${port} of ${host} is in use (${variable} chooses another port)`) : error);
     });
     server.listen(port, host, resolve);
   });
@@ -169,13 +179,22 @@ function watch(pid: number): ChildProcess {
   return watchdog;
 }
 
-/** The port that workerd listens on, as it says on its control descriptor. */
+/** The port that MQTT clients come to, as workerd says it on its control descriptor. */
 async function listening(workerd: ChildProcess): Promise<number> {
   for await (const line of createInterface({ input: workerd.stdio[3] as Readable })) {
     const message: unknown = JSON.parse(line);
-    if (typeof message === "object" && message !== null && "port" in message) return Number(message.port);
+    const { socket, port } = message as { readonly socket?: string; readonly port?: number };
+    if (socket === "http" && port !== undefined) return port;
   }
   return new Promise(() => {}); // workerd is ending, and that is told elsewhere.
+}
+
+/** Resolves when there is an answer; who gives it is not in question, so its certificate is not looked at. */
+function answered(url: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const request = url.startsWith("https:") ? https.get(url, { rejectUnauthorized: false }) : http.get(url);
+    request.once("response", (response) => resolve(void response.resume())).once("error", reject);
+  });
 }
 
 /** Resolves when the worker answers a request, whatever it answers. */
@@ -183,9 +202,7 @@ async function answering(url: string): Promise<void> {
   const attempts = 100;
   for (let attempt = 1; ; attempt++) {
     try {
-      const response = await fetch(url);
-      await response.arrayBuffer();
-      return;
+      return await answered(url);
     } catch (error) {
       if (attempt === attempts) throw error;
       await sleep(50);

@@ -2,6 +2,7 @@
 //
 //   HOST      address to listen on, 127.0.0.1; on another one, clients need a user name (see allow_anonymous)
 //   PORT      8083
+//   LINK_PORT where links come in when they must have a client certificate (ssl_options.fail_if_no_peer_cert)
 //   DATA_DIR  ./.trellis/data
 //   TRELLIS_* settings and secrets: TRELLIS_MQTT__SERVER_KEEPALIVE=60
 
@@ -10,9 +11,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { readSettings } from "../cluster/config.ts";
-import { descriptorsMax, isLoopback, settingNames, startWorkerd } from "./broker.ts";
+import { descriptorsMax, settingNames, startWorkerd } from "./broker.ts";
 import type { RunningBroker } from "./broker.ts";
 import { bundleWorker } from "./bundle.ts";
+import { isLoopback } from "./loopback.ts";
+import { readLinkPort, readPort, readSslFiles } from "./ssl-options.ts";
 
 async function main(): Promise<number> {
   const stopping = stopSignal();
@@ -50,7 +53,7 @@ const fewDescriptors = 20_000;
 async function start(stopping: AbortSignal): Promise<RunningBroker> {
   const { env } = process;
   const host = env.HOST || "127.0.0.1";
-  const port = readPort(env.PORT || "8083");
+  const port = readPort("PORT", env.PORT || "8083");
   const dataDir = env.DATA_DIR || join(".trellis", "data");
 
   const directory = await mkdtemp(join(tmpdir(), "trellis-"));
@@ -62,7 +65,11 @@ async function start(stopping: AbortSignal): Promise<RunningBroker> {
     if (!settings.allow_anonymous && Object.keys(settings.authentication).length === 0) {
       console.log(`On ${host} nobody can connect yet: say who may, with TRELLIS_AUTHENTICATION (npm run passwd).`);
     }
-    return await startWorkerd({ bundle, dataDir, host, port, env, output: "inherit" });
+    const ssl = readSslFiles(settings);
+    const linkPort = readLinkPort(settings, host, env.LINK_PORT);
+    if (settings.driver === "tcp" && settings.ssl_options.certfile !== undefined)
+      console.log('driver = "tcp": ssl_options.certfile and .keyfile are without effect.');
+    return await startWorkerd({ bundle, dataDir, host, port, linkPort, ssl, env, output: "inherit" });
   } finally {
     await rm(directory, { recursive: true, force: true });
   }
@@ -81,12 +88,6 @@ function stopSignal(): AbortSignal {
     }, 500).unref();
   }
   return controller.signal;
-}
-
-function readPort(text: string): number {
-  const port = Number(text);
-  if (!/^\d+$/.test(text) || port > 65535) throw new Error(`PORT = ${text}: allowed is a number from 0 to 65535`);
-  return port;
 }
 
 process.exitCode = await main().catch((error: unknown) => {

@@ -7,7 +7,8 @@
 // - A namespace's `uniqueKey` is "<worker>-<Class>" forever: workerd derives object ids and file names from it, so a
 //   change of it loses every session, route and retained message on disk.
 // - No value of an environment variable is written: TRELLIS_* become `fromEnvironment` bindings, which workerd reads from
-//   its own environment at start, so that a secret never touches the disk.
+//   its own environment at start, so that a secret never touches the disk. For the same reason workerd reads the private
+//   key from where it is.
 
 /** One file of the bundle; `path` is relative to the configuration file. */
 export interface WorkerModule {
@@ -29,6 +30,11 @@ export interface WorkerDefinition {
 export interface Deployment {
   /** host:port; an IPv6 host in brackets. */
   readonly address: string;
+  /** Where links with client certificates come in; they need `keypair` and `cacertfile`. */
+  readonly linkAddress: string | undefined;
+  /** Paths of PEM files relative to the configuration file: workerd finds no absolute ones. */
+  readonly keypair: { readonly certfile: string; readonly keyfile: string } | undefined;
+  readonly cacertfile: string | undefined;
   /** Absolute directory of the Durable Objects' databases. */
   readonly storage: string;
   /** Environment variables that the worker sees as bindings of the same name. */
@@ -36,6 +42,9 @@ export interface Deployment {
   /** Text bindings besides [vars], LOOPBACK for one. */
   readonly bindings: Readonly<Record<string, string>>;
 }
+
+/** `ctx.props` of a request that came with a client certificate which was verified. */
+const certifiedProps = { clientCertificate: "verified" };
 
 const moduleKinds: Readonly<Record<string, string>> = {
   js: "esModule",
@@ -51,10 +60,35 @@ const moduleKinds: Readonly<Record<string, string>> = {
 };
 
 /**
- * The text of the configuration file, with one HTTP socket named "http".
+ * The text of the configuration file. The socket named "http" speaks TLS if there is a keypair; the one named "links"
+ * tells the worker, in `ctx.props`, that whoever comes by it has shown a certificate.
  * Throws an Error on a module whose kind it does not know.
  */
 export function workerdConfig(worker: WorkerDefinition, deployment: Deployment): string {
+  const { keypair, cacertfile } = deployment;
+  const trusted = cacertfile === undefined ? [] : [`trustedCertificates = [embed ${text(cacertfile)}]`];
+  const shown =
+    keypair === undefined
+      ? []
+      : [`keypair = (privateKey = embed ${text(keypair.keyfile)}, certificateChain = embed ${text(keypair.certfile)})`];
+  // Other deployments, and servers of discovery, may be on this machine or in its network.
+  const network = (...tls: string[]): string =>
+    `network = (allow = ["public", "private"], tlsOptions = (${["trustBrowserCas = true", ...trusted, ...tls].join(", ")}))`;
+  const services = [
+    `(name = "worker", worker = .worker)`,
+    `(name = "storage", disk = (path = ${text(deployment.storage)}, writable = true))`,
+    `(name = "internet", ${network()})`,
+    ...(keypair === undefined ? [] : [`(name = "links", ${network(...shown)})`]),
+  ];
+  const listener = keypair === undefined ? "http = ()" : `https = (options = (), tlsOptions = (${shown.join(", ")}))`;
+  const sockets = [`(name = "http", address = ${text(deployment.address)}, ${listener}, service = "worker")`];
+  if (deployment.linkAddress !== undefined) {
+    const tls = [...shown, "requireClientCerts = true", ...trusted].join(", ");
+    const service = `(name = "worker", props = (json = ${text(JSON.stringify(certifiedProps))}))`;
+    sockets.push(
+      `(name = "links", address = ${text(deployment.linkAddress)}, https = (options = (), tlsOptions = (${tls})), service = ${service})`,
+    );
+  }
   const bindings = [
     // The environment overrides a variable of the same name; workerd refuses two bindings of one name.
     ...Object.entries(worker.vars)
@@ -70,6 +104,7 @@ export function workerdConfig(worker: WorkerDefinition, deployment: Deployment):
       ({ binding, className }) =>
         `(name = ${text(binding)}, durableObjectNamespace = (className = ${text(className)}))`,
     ),
+    ...(keypair === undefined ? [] : ['(name = "LINKS", service = "links")']),
   ];
   const classNames = [...new Set(worker.durableObjects.map(({ className }) => className))];
   const namespaces = classNames.map(
@@ -80,11 +115,8 @@ export function workerdConfig(worker: WorkerDefinition, deployment: Deployment):
 using Workerd = import "/workerd/workerd.capnp";
 
 const config :Workerd.Config = (
-  services = [
-    (name = "worker", worker = .worker),
-    (name = "storage", disk = (path = ${text(deployment.storage)}, writable = true)),
-  ],
-  sockets = [(name = "http", address = ${text(deployment.address)}, http = (), service = "worker")],
+  services = ${list(services)},
+  sockets = ${list(sockets)},
 );
 
 const worker :Workerd.Worker = (

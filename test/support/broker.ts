@@ -14,14 +14,22 @@ import { inject } from "vitest";
 
 import { startWorkerd } from "../../cli/broker.ts";
 import type { RunningBroker } from "../../cli/broker.ts";
+import type { Bundle } from "../../cli/bundle.ts";
+import type { SslFiles } from "../../cli/ssl-options.ts";
 
 export interface StartOptions {
+  /** The deployed worker if not given. */
+  readonly bundle?: Bundle;
+  /** On loopback if not given. */
+  readonly host?: string;
   /** Settings: TRELLIS_ variables. */
-  readonly env?: Readonly<Record<string, string>>;
+  readonly env?: Readonly<Record<string, string | undefined>>;
   /** Kept by `stop` if given; otherwise a temporary one, which `stop` deletes. */
   readonly dataDir?: string;
   /** A free one if not given. */
   readonly port?: number;
+  readonly linkPort?: number;
+  readonly ssl?: SslFiles;
   /** More options of `workerd serve`. */
   readonly flags?: readonly string[];
   /** Hears what workerd writes, as it comes. */
@@ -40,14 +48,14 @@ export interface Broker {
   /** SIGKILL to workerd itself; resolves when it is gone. */
   kill(): Promise<void>;
   /** Starts workerd again on the same port and data, after ending it if it runs; `env` replaces the settings. */
-  restart(env?: Readonly<Record<string, string>>): Promise<void>;
+  restart(env?: Readonly<Record<string, string | undefined>>): Promise<void>;
   /** Ends workerd and deletes a temporary data directory. */
   stop(): Promise<void>;
 }
 
 /** Starts a broker and resolves when it answers. Rejects with workerd's output if it does not come up. */
 export async function startBroker(options: StartOptions = {}): Promise<Broker> {
-  const bundle = inject("bundle");
+  const { bundle = inject("bundle"), host = "127.0.0.1", linkPort, ssl } = options;
   const dataDir = options.dataDir ?? (await mkdtemp(join(tmpdir(), "trellis-data-")));
   let { env = {}, port = 0 } = options;
   let output = "";
@@ -60,8 +68,10 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
     const started = startWorkerd({
       bundle,
       dataDir,
-      host: "127.0.0.1",
+      host,
       port,
+      linkPort,
+      ...(ssl && { ssl }),
       // Settings of the developer's own shell stay out of the tests.
       env: { PATH, TMPDIR, ...env },
       output: collect,
