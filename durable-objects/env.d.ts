@@ -4,6 +4,10 @@ interface Env {
   readonly COORDINATOR: DurableObjectNamespace<import("./coordinator/coordinator.ts").Coordinator>;
   /** "true" when the broker listens on loopback only. */
   readonly LOOPBACK?: string;
+  /** "true" under `npm start`, which reads the files of `ssl_options`. */
+  readonly SSL_FILES?: string;
+  /** Dials links with this deployment's client certificate: an mTLS binding, or a service of `npm start`. */
+  readonly LINKS?: Fetcher;
   /** The operators' bearer token. */
   readonly TRELLIS_API_TOKEN?: string;
   readonly [setting: string]: unknown;

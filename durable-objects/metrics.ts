@@ -32,6 +32,9 @@ export const metricNames = [
   "session.resumed",
   "session.takenover",
   "session.terminated",
+  "link.connected",
+  "link.disconnected",
+  "link.refused",
   "rows.written",
 ] as const;
 

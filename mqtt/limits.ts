@@ -144,6 +144,18 @@ export const limits = {
   adminChunkItemsMax: 100,
   /** A node that an operator asks counts as silent after this time. */
   adminCallMsMax: 5_000,
+
+  /** Links to other deployments: from the dial, or the upgrade, until both sides have proved their cookie. */
+  linkProofMs: 5_000,
+  linkProofCharsMax: 2_048,
+  /** Sockets that have not proved it yet, on one core; then the oldest makes way. */
+  linksUnprovedMax: 64,
+  /** With calls under way and nothing heard for so long, a peer is asked; after as long again the link is closed. */
+  linkSilentMs: 3_000,
+  /** Calls under way on one link in each direction, and on the way to one that is being dialed. */
+  linkCallsMax: 4_096,
+  /** One message of a link: a batch with a message of the largest size, as base64, is half of it. */
+  linkMessageCharsMax: 8_388_608,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

@@ -8,6 +8,7 @@
 // It writes a line for each thing that it does to a call or to an object: "chaos: <what> ...".
 
 import worker, { BrokerNode as DeployedNode, Coordinator as DeployedCoordinator } from "../../worker/index.ts";
+import type { SocketProps } from "../../worker/link.ts";
 import { random } from "../support/random.ts";
 import { calm, fateOf, type Fate, type Forecast } from "./weather.ts";
 
@@ -140,9 +141,9 @@ function stubOf(from: string, to: string, stub: Callable): unknown {
 // ---- control ----------------------------------------------------------------------------------------------------------
 
 export default {
-  async fetch(request: Request, env: Env): Promise<Response> {
+  async fetch(request: Request, env: Env, ctx: ExecutionContext<SocketProps>): Promise<Response> {
     const url = new URL(request.url);
-    if (!url.pathname.startsWith("/chaos/")) return worker.fetch(request, env);
+    if (!url.pathname.startsWith("/chaos/")) return worker.fetch(request, env, ctx);
     const name = url.searchParams.get("object") ?? "";
     const stub = name.startsWith("core") ? env.COORDINATOR.getByName(name) : env.NODE.getByName(name);
     switch (url.pathname) {
@@ -163,4 +164,4 @@ export default {
     }
     return new Response(null, { status: 404 });
   },
-} satisfies ExportedHandler<Env>;
+} satisfies ExportedHandler<Env, unknown, unknown, SocketProps>;
