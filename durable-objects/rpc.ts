@@ -334,7 +334,7 @@ export interface PeerRpc {
   /** `from` and its deployment want to be of this cluster. */
   acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
   /** Of the core's cluster, to find out who joins whom; undefined: the core is not to be found. */
-  size(): Promise<{ readonly size: number; readonly oldest: string } | undefined>;
+  size(): Promise<ClusterSize | undefined>;
   /** An operator wants the core to join the cluster of `from`. */
   invited(from: NodeName): Promise<AdminAnswer>;
   /** The core is no member any more: it goes on alone. */
@@ -359,7 +359,16 @@ export interface PeerRpc {
   settledHere(node: NodeName): Promise<boolean>;
   /** Whether the core reaches the node, now. */
   reachesHere(node: NodeName): Promise<boolean>;
-  callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown>;
+  /** A call to a node of the core's own deployment. */
+  callOwnNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown>;
+}
+
+/** What discovery goes by to find out who joins whom. */
+export interface ClusterSize {
+  /** Cores. */
+  readonly size: number;
+  /** The oldest core, in texts that sort by age. */
+  readonly oldest: string;
 }
 
 export interface Hello {

@@ -39,6 +39,8 @@ function start(env: Env): Settings {
   settingsOf.set(env, settings);
   const line = withoutEffect(settings, env);
   if (line !== undefined) console.log(line);
+  // A core looks for its cluster once it is awake, and clients may be long in coming.
+  if (settings.node.name !== undefined) void env.COORDINATOR.getByName(settings.node.name).isReady();
   return settings;
 }
 

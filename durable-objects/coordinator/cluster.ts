@@ -12,7 +12,7 @@
 import type { Settings } from "../../cluster/config.ts";
 import { isCoordinator, type Member, type Membership } from "../../cluster/membership.ts";
 import type { NodeName } from "../../cluster/name.ts";
-import type { AdminAnswer, ClusterView, MemberView, Replicated } from "../rpc.ts";
+import type { AdminAnswer, ClusterSize, ClusterView, MemberView, Replicated } from "../rpc.ts";
 import type { CoreStore } from "./core-store.ts";
 import type { Peers } from "./peers.ts";
 
@@ -205,6 +205,8 @@ export class Cluster {
     if (settings.cluster.discovery_strategy === "singleton")
       return failed("singleton", "cluster.discovery_strategy is singleton: this node joins no other");
     if (target === self) return failed("ignore", "a node does not join itself");
+    if (settings.node.name === undefined)
+      return failed("no_name", "node.name is not set: the others must know this deployment by an address");
     if (members.has(target)) return failed("already_in_cluster", `${target} is in this cluster`);
     if (this.#others().length > 0) await this.#sayGoodbye();
     const own = members.present().filter((member) => this.#isOwn(member));
@@ -318,7 +320,7 @@ export class Cluster {
   // ---- discovery --------------------------------------------------------------------------------------------------
 
   /** What discovery goes by to find out who joins whom. */
-  size(): { readonly size: number; readonly oldest: string } {
+  size(): ClusterSize {
     const cores = this.#host.members.cores();
     const [oldest] = cores;
     return { size: cores.length, oldest: oldest ? `${String(oldest.joinedAt).padStart(16, "0")} ${oldest.name}` : "" };

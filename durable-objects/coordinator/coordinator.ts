@@ -1,7 +1,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import type { Member } from "../../cluster/membership.ts";
-import { parseNodeName, type NodeName } from "../../cluster/name.ts";
+import { isMember, parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
 import type {
   AdminAnswer,
@@ -9,6 +9,7 @@ import type {
   Claim,
   ClaimsPage,
   ClientInfo,
+  ClusterSize,
   ClusterView,
   Connection,
   CoordinatorRpc,
@@ -29,11 +30,14 @@ import type {
 } from "../rpc.ts";
 import { Core } from "./core.ts";
 import { CoreAdmin } from "./core-admin.ts";
+import { Links } from "./links.ts";
+import { PeerTarget } from "./peer-target.ts";
 
 /** A core of the cluster, named `name@host`: alarm, storage and RPC for the Core that decides. */
 export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, PeerRpc, CoreAdminRpc {
   readonly #core: Core;
   readonly #admin: CoreAdmin;
+  readonly #links: Links<PeerRpc>;
   readonly #alarm: Alarm;
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -41,13 +45,30 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     const name = ctx.id.name ?? "";
     parseNodeName(name);
     this.#alarm = new Alarm(ctx.storage);
-    this.#core = new Core(name, readSettings(env), {
+    const settings = readSettings(env);
+    this.#links = new Links({
+      self: name,
+      settings,
+      env,
+      targetFor: (peer) => new PeerTarget(this, peer),
+      onUp: (peer) => this.#core.handleLink(peer),
+      onDown: (peer) => this.#core.handleLink(peer),
+      count: (metric) => this.#core.metrics.add(metric),
+    });
+    this.#core = new Core(name, settings, {
       storage: ctx.storage,
       nodeAt: (node: NodeName) => env.NODE.getByName(node),
-      peerAt: (peer: NodeName) => env.COORDINATOR.getByName(peer),
+      peerAt: (peer: NodeName, domain: string) =>
+        isMember(peer, settings.domain) ? env.COORDINATOR.getByName(peer) : this.#links.to(peer, domain),
+      unlink: (peer: NodeName) => this.#links.close(peer),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
     this.#admin = new CoreAdmin(this.#core);
+  }
+
+  /** A link from a core of another deployment. */
+  override fetch(request: Request): Response {
+    return this.#links.accept(request);
   }
 
   // ---- nodes ------------------------------------------------------------------------------------------------------
@@ -135,6 +156,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.share.claimsFor(move, after);
   }
 
+  callOwnNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    return this.#core.callOwnNode(node, method, args);
+  }
+
   settledHere(node: NodeName): Promise<boolean> {
     return this.#core.forwarder.settled(node);
   }
@@ -162,7 +187,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.cluster.invite(target);
   }
 
-  async size(): Promise<{ readonly size: number; readonly oldest: string } | undefined> {
+  async size(): Promise<ClusterSize | undefined> {
     return this.#core.size();
   }
 

@@ -26,6 +26,7 @@ import {
   memberRecord,
   readNodeRecords,
   type Claim,
+  type ClusterSize,
   type Connection,
   type Hello,
   type Matched,
@@ -61,6 +62,8 @@ export interface CoreHost {
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Another coordinator: a fresh stub. */
   readonly peerAt: (name: NodeName, domain: string) => PeerRpc;
+  /** The coordinator has left: what links to it is not needed any more. */
+  readonly unlink: (name: NodeName) => void;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;
 }
@@ -213,7 +216,7 @@ export class Core {
   }
 
   /** For another core that has discovered this one; undefined: it is to be left alone. */
-  size(): { readonly size: number; readonly oldest: string } | undefined {
+  size(): ClusterSize | undefined {
     const isOpen = this.settings.cluster.discovery_strategy !== "singleton" && this.#autocluster?.isEnabled !== false;
     return isOpen ? this.cluster.size() : undefined;
   }
@@ -305,6 +308,11 @@ export class Core {
       if (node.domain === domain) this.forwarder.handleCall(node.name, Date.now());
   }
 
+  /** A link to it has come up, or has ended: whether it is there is found out now. */
+  handleLink(core: NodeName): void {
+    if (this.members.get(core)?.state === "in") void this.peers.check(core);
+  }
+
   #handlePeerDown(link: PeerLink): void {
     this.cluster.handleDown(link.name);
     if (!this.#starting) this.share.handleCores(this.#runningCores());
@@ -312,9 +320,11 @@ export class Core {
 
   #handleJoined(member: Member, isBack: boolean): void {
     const { name } = member;
-    if (!isCoordinator(member)) {
+    if (name === this.name) {
+      if (isBack) this.share.handleCores(this.#runningCores());
+    } else if (!isCoordinator(member)) {
       if (isBack) void this.share.handleNodeBack(name, true);
-    } else if (name !== this.name && (isBack || !this.peers.isUp(name))) {
+    } else if (isBack || !this.peers.isUp(name)) {
       this.#replicate();
       if (!this.#starting) void this.peers.meet(name);
     }
@@ -324,13 +334,15 @@ export class Core {
     const { name } = member;
     if (isCoordinator(member)) {
       this.share.handleCores(this.#runningCores().filter((core) => core !== name));
-      if (member.state !== "cleaned") this.peers.forget(name);
-    } else {
-      if (member.state === "left") this.forwarder.forget(name);
-      this.routes.dropNode(name);
-      this.store.routes.drop(name);
-      this.store.versions.forget(name);
+      if (member.state === "cleaned") return;
+      this.peers.forget(name);
+      this.host.unlink(name);
+      return;
     }
+    if (member.state === "left") this.forwarder.forget(name);
+    this.routes.dropNode(name);
+    this.store.routes.drop(name);
+    this.store.versions.forget(name);
     this.registry.dropHolder(name);
   }
 
@@ -373,10 +385,16 @@ export class Core {
     const cores = this.peers.up().filter(isItsCore);
     const core = cores.find(({ name }) => name === member?.home) ?? cores[0];
     if (!core) return Promise.reject(new Error(`no core of ${node} is in reach`));
-    return core.tryOnce((peer) => peer.callNode(node, method, args));
+    return core.tryOnce((peer) => peer.callOwnNode(node, method, args));
   }
 
-  /** Of this deployment. */
+  /** A node of this deployment. */
+  callOwnNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
+    if (!isMember(node, this.settings.domain)) return Promise.reject(new Error(`${node} is not of this deployment`));
+    return this.callNode(node, method, args);
+  }
+
+  /** A node, wherever it is. */
   callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
     const call = this.nodeAt(node)[method] as (...args: readonly unknown[]) => Promise<unknown>;
     return call(...args);

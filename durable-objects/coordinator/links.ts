@@ -247,9 +247,9 @@ export class Links<Rpc extends object> {
   }
 
   async #open(name: NodeName, address: string): Promise<WebSocket> {
-    const { settings, env } = this.#options;
+    const { self, settings, env } = this.#options;
     const secure = settings.driver === "ssl" ? "s" : "";
-    const path = `${address}/link?core=${encodeURIComponent(name)}`;
+    const path = `${address}/link?core=${encodeURIComponent(name)}&from=${encodeURIComponent(self)}`;
     const late = new AbortController();
     const timer = setTimeout(() => late.abort(new Error("no answer")), limits.linkProofMs);
     try {

@@ -105,6 +105,13 @@ export class Peers {
     }
   }
 
+  /** Finds out whether the core is there. */
+  async check(name: NodeName): Promise<void> {
+    const link = this.link(name);
+    if (!link.isUp) await this.meet(name);
+    else await link.call((peer) => peer.view()).catch(() => {});
+  }
+
   /** What this core tells the other one. */
   hello(link: PeerLink): Hello {
     const { cluster, members, vector, bootstrap } = this.#host;
