@@ -430,25 +430,25 @@ export class Core {
     return this.#starting;
   }
 
-  route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array> {
+  route(node: NodeName, connection: Connection, records: Uint8Array): Promise<Uint8Array> {
     const { term } = connection;
     const coming = this.homes.whenConnected(node, connection);
-    if (coming) return coming.then(() => this.route(node, connection, batch));
+    if (coming) return coming.then(() => this.route(node, connection, records));
     this.forwarder.handleCall(node, Date.now());
     const answer = new Answer();
-    const changes: RouteChange[] = [];
     const version = this.#isReplicated ? this.replication.nextVersion(node, term) : 0;
-    for (const record of readNodeRecords(batch)) {
+    const batch: RouteBatch = { version, changes: [], isToBeRelayed: false };
+    for (const record of readNodeRecords(records)) {
       const index = answer.add();
       try {
-        this.#handle(node, record, answer, index, { version, changes });
+        this.#handle(node, record, answer, index, batch);
       } catch (error) {
         console.error(`a record of ${node} failed: ${String(error)}`);
         answer.codes[index] = ReasonCode.ImplementationSpecificError;
       }
     }
-    if (changes.length > 0 && this.#isReplicated) this.replication.publishRoutes(node, version, changes);
-    this.#awaitRelays(answer);
+    if (batch.changes.length > 0 && this.#isReplicated) this.replication.publishRoutes(node, version, batch.changes);
+    if (batch.isToBeRelayed) this.#awaitRelays(answer);
     return answer.whenComplete();
   }
 
@@ -463,6 +463,7 @@ export class Core {
   #handle(node: NodeName, record: NodeRecord, answer: Answer, index: number, batch: RouteBatch): void {
     switch (record.kind) {
       case "fence":
+        batch.isToBeRelayed = true;
         return;
       case "addRoute":
         this.#changeRoute(node, { key: record.key, members: record.members, sent: record.version }, batch);
@@ -483,13 +484,17 @@ export class Core {
           (owner) => owner.releaseHere(record.clientId, record.epoch),
         );
       case "publish":
+        // With mnesia every core has what is retained before it is acknowledged; with rlog it may be a moment behind.
+        batch.isToBeRelayed ||= record.message.retain && this.settings.node.db_backend === "mnesia";
         return this.#publish(node, record, answer, index);
       case "unreadable":
         throw record.error;
     }
   }
 
-  #changeRoute(node: NodeName, change: Omit<RouteChange, "version">, { version, changes }: RouteBatch): void {
+  #changeRoute(node: NodeName, change: Omit<RouteChange, "version">, batch: RouteBatch): void {
+    batch.isToBeRelayed = true;
+    const { version, changes } = batch;
     const { key, sent, members } = change;
     if (sent < this.store.routes.sentOf(node, key) || this.homes.isTakenIn(node, sent)) return;
     const versioned = { ...change, version };
@@ -711,6 +716,8 @@ export class Core {
 interface RouteBatch {
   readonly version: number;
   readonly changes: RouteChange[];
+  /** Its answer waits for the other cores. */
+  isToBeRelayed: boolean;
 }
 
 function addTo<K, V>(lists: Map<K, V[]>, key: K, value: V): void {
