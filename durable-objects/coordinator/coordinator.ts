@@ -51,8 +51,8 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
       settings,
       env,
       targetFor: (peer) => new PeerTarget(this, peer),
-      onUp: (peer) => this.#core.handleLink(peer),
-      onDown: (peer) => this.#core.handleLink(peer),
+      onUp: (peer) => this.#core.mesh.handleLink(peer),
+      onDown: (peer) => this.#core.mesh.handleLink(peer),
       count: (metric) => this.#core.metrics.add(metric),
     });
     this.#core = new Core(name, settings, {
@@ -78,23 +78,23 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
   }
 
   claim(clientId: string, node: NodeName, term: number): Promise<Claim> {
-    return this.#core.claim(clientId, node, term);
+    return this.#core.mesh.claim(clientId, node, term);
   }
 
   abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
-    return this.#core.abandon(clientId, epoch, holder);
+    return this.#core.mesh.abandon(clientId, epoch, holder);
   }
 
   settled(node: NodeName): Promise<boolean> {
-    return this.#core.settled(node);
+    return this.#core.mesh.settled(node);
   }
 
   callNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
-    return this.#core.callNode(node, method, args);
+    return this.#core.mesh.callNode(node, method, args);
   }
 
   async isReady(): Promise<boolean> {
-    await this.#core.whenReady();
+    await this.#core.mesh.whenReady();
     return true;
   }
 
@@ -105,59 +105,59 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
   // ---- other cores ------------------------------------------------------------------------------------------------
 
   async hello(from: NodeName, hello: Hello): Promise<Hello | undefined> {
-    return this.#core.handleHello(from, hello);
+    return this.#core.mesh.handleHello(from, hello);
   }
 
   relay(from: NodeName, batch: Uint8Array): Promise<Uint8Array> {
-    return this.#core.handleRelay(from, batch);
+    return this.#core.mesh.handleRelay(from, batch);
   }
 
   async changes(writer: NodeName, since: number, after: string): Promise<ChangesPage> {
-    return this.#core.replication.changes(writer, since, after);
+    return this.#core.mesh.replication.changes(writer, since, after);
   }
 
   async view(): Promise<readonly NodeName[]> {
-    return this.#core.peers.view();
+    return this.#core.mesh.peers.view();
   }
 
   async reportPartition(from: NodeName, peer: NodeName): Promise<void> {
-    this.#core.healer.handleReport(from, peer, Date.now());
+    this.#core.mesh.healer.handleReport(from, peer, Date.now());
   }
 
   heal(minority: readonly NodeName[]): Promise<void> {
-    return this.#core.healer.restartAll(minority);
+    return this.#core.mesh.healer.restartAll(minority);
   }
 
   restart(): Promise<void> {
-    return this.#core.restart();
+    return this.#core.mesh.restart();
   }
 
   claimHere(clientId: string, node: NodeName): Promise<Claim | undefined> {
-    return this.#core.share.claim(clientId, node);
+    return this.#core.mesh.share.claim(clientId, node);
   }
 
   abandonHere(clientId: string, epoch: number, holder: NodeName): Promise<boolean | undefined> {
-    return this.#core.share.abandon(clientId, epoch, holder);
+    return this.#core.mesh.share.abandon(clientId, epoch, holder);
   }
 
   async openedHere(clientId: string, epoch: number, node: NodeName): Promise<void> {
-    this.#core.registry.opened(clientId, epoch, node);
+    this.#core.mesh.registry.opened(clientId, epoch, node);
   }
 
   async releaseHere(clientId: string, epoch: number): Promise<void> {
-    this.#core.registry.release(clientId, epoch);
+    this.#core.mesh.registry.release(clientId, epoch);
   }
 
   async holdersHere(clientId: string): Promise<readonly NodeName[] | undefined> {
-    return this.#core.share.holdersOf(clientId);
+    return this.#core.mesh.share.holdersOf(clientId);
   }
 
   async claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage> {
-    return this.#core.share.claimsFor(move, after);
+    return this.#core.mesh.share.claimsFor(move, after);
   }
 
   callOwnNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
-    return this.#core.callOwnNode(node, method, args);
+    return this.#core.mesh.callOwnNode(node, method, args);
   }
 
   settledHere(node: NodeName): Promise<boolean> {
@@ -165,50 +165,50 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
   }
 
   reachesHere(name: NodeName): Promise<boolean> {
-    return this.#core.reaches(name);
+    return this.#core.mesh.reaches(name);
   }
 
   // ---- operators --------------------------------------------------------------------------------------------------
 
   async clusterView(): Promise<ClusterView> {
-    await this.#core.whenReady();
-    return this.#core.cluster.view();
+    await this.#core.mesh.whenReady();
+    return this.#core.mesh.cluster.view();
   }
 
   async join(target: NodeName): Promise<AdminAnswer> {
-    return this.#core.cluster.join(target);
+    return this.#core.mesh.cluster.join(target);
   }
 
   async acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
-    return this.#core.cluster.handleJoin(from, members);
+    return this.#core.mesh.cluster.handleJoin(from, members);
   }
 
   async invite(target: NodeName): Promise<AdminAnswer> {
-    return this.#core.cluster.invite(target);
+    return this.#core.mesh.cluster.invite(target);
   }
 
   async size(): Promise<ClusterSize | undefined> {
-    return this.#core.size();
+    return this.#core.mesh.size();
   }
 
   async invited(from: NodeName): Promise<AdminAnswer> {
-    return this.#core.cluster.join(from);
+    return this.#core.mesh.cluster.join(from);
   }
 
   leave(): Promise<AdminAnswer> {
-    return this.#core.cluster.leave();
+    return this.#core.mesh.cluster.leave();
   }
 
   forceLeave(node: NodeName): Promise<AdminAnswer> {
-    return this.#core.cluster.forceLeave(node);
+    return this.#core.mesh.cluster.forceLeave(node);
   }
 
   async dismissed(): Promise<void> {
-    this.#core.cluster.handleDismissed();
+    this.#core.mesh.cluster.handleDismissed();
   }
 
   async enableDiscovery(): Promise<AdminAnswer> {
-    return this.#core.cluster.enableDiscovery();
+    return this.#core.mesh.cluster.enableDiscovery();
   }
 
   async topics(query: TopicQuery, slice: Slice): Promise<Page<RouteInfo>> {

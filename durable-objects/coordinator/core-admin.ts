@@ -67,7 +67,7 @@ export class CoreAdmin {
   // ---- nodes ------------------------------------------------------------------------------------------------------
 
   async nodes(only: NodeName | undefined): Promise<NodeInfo[]> {
-    const { nodes } = this.#core.cluster.view();
+    const { nodes } = this.#core.mesh.cluster.view();
     const wanted = nodes.filter(({ name }) => only === undefined || name === only);
     return Promise.all(wanted.map((member) => this.#nodeInfo(member)));
   }
@@ -101,7 +101,7 @@ export class CoreAdmin {
   /** The first of its holders is the one that claimed it last. */
   async client(clientId: string): Promise<Found<ClientInfo>> {
     const silent: NodeName[] = [];
-    for (const name of await this.#core.holdersOf(clientId)) {
+    for (const name of await this.#core.mesh.holdersOf(clientId)) {
       const answer = await this.#ask(name, async (node) => ({ found: await node.client(clientId) }));
       if (!answer) silent.push(name);
       else if (answer.found) return { found: answer.found, silent };
@@ -111,7 +111,7 @@ export class CoreAdmin {
 
   /** Wherever something of it is. */
   async kick(clientId: string): Promise<Found<true>> {
-    const holders = await this.#core.holdersOf(clientId);
+    const holders = await this.#core.mesh.holdersOf(clientId);
     const answers = await Promise.all(
       holders.map((name) => this.#ask(name, async (node) => ({ isKicked: await node.kick(clientId) }))),
     );
@@ -124,7 +124,7 @@ export class CoreAdmin {
     { offset, limit }: Slice,
     list: (node: NodeRpc, slice: Slice) => Promise<Listed<T>>,
   ): Promise<Page<T>> {
-    const { nodes } = this.#core.cluster.view();
+    const { nodes } = this.#core.mesh.cluster.view();
     const members = nodes.filter(({ name, role }) => role === "replicant" && (only === undefined || name === only));
     const ask = (name: NodeName, part: Slice) => this.#ask(name, (node) => list(node, part));
     const counts = await Promise.all(
@@ -150,7 +150,7 @@ export class CoreAdmin {
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(() => late.reject(new Error("it took too long")), limits.adminCallMsMax);
     try {
-      return await Promise.race([call(this.#core.nodeAt(name)), late.promise]);
+      return await Promise.race([call(this.#core.mesh.nodeAt(name)), late.promise]);
     } catch (error) {
       console.error(`${name} gave no answer for operators: ${String(error)}`);
       return undefined;

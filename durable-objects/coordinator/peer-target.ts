@@ -45,7 +45,7 @@ export class PeerTarget extends RpcTarget implements PeerRpc {
     return this.#core.size();
   }
 
-  invited(_: NodeName): Promise<AdminAnswer> {
+  invited(): Promise<AdminAnswer> {
     return this.#core.invited(this.#peer);
   }
 

@@ -48,7 +48,7 @@ export class SysTopics {
 
   async #publishAll(now: number): Promise<void> {
     const core = this.#core;
-    const { members } = core;
+    const { members } = core.mesh;
     const nodes = [...members.coordinators(), ...members.nodes()].map(({ name }) => name);
     this.#publish("$SYS/brokers", nodes.join(","));
     this.#publishNode(core.name, core.startedAt, now);
@@ -69,7 +69,7 @@ export class SysTopics {
 
   async #publishMember(node: NodeName, now: number): Promise<void> {
     try {
-      const { startedAt, stats, metrics } = await this.#core.host.nodeAt(node).stats();
+      const { startedAt, stats, metrics } = await this.#core.mesh.nodeAt(node).stats();
       this.#publishNode(node, startedAt, now);
       this.#publishNumbers(node, "stats", stats);
       this.#publishNumbers(node, "metrics", metrics);
