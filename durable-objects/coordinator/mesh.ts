@@ -257,16 +257,17 @@ export class Mesh {
   #replicate(): void {
     if (this.#isReplicated) return;
     this.#isReplicated = true;
-    const { store } = this.#host;
+    const { self, store } = this.#host;
+    store.routes.index();
+    store.retained.index();
     for (const { name, home, term } of this.members.nodes()) {
-      if (home !== this.#host.self) continue;
+      if (home !== self) continue;
       const version = this.replication.nextVersion(name, term);
-      store.routes.replicate(name, version);
+      store.routes.giveVersion(name, version);
       store.versions.set(name, version, version);
     }
-    store.retained.replicate(this.#host.self);
-    const stamp = this.replication.nextStamp(Date.now());
-    store.versions.set(this.#host.self, stamp.version);
+    store.retained.giveVersion(self);
+    store.versions.set(self, this.replication.nextStamp(Date.now()).version);
     store.putFact(replicatedFact, "yes");
   }
 

@@ -115,10 +115,14 @@ export class RetainedStore {
 
   // ---- replication ------------------------------------------------------------------------------------------------
 
-  /** What was retained without other cores to tell is new to them, and older than all that they have. */
-  replicate(writer: NodeName): void {
+  /** There are other cores from now on: changes are read by their versions. */
+  index(): void {
     this.#sql.exec("CREATE INDEX IF NOT EXISTS retained_version ON retained (writer, version)");
     this.#sql.exec("CREATE INDEX IF NOT EXISTS cleared_version ON cleared (writer, version)");
+  }
+
+  /** What was retained without other cores to tell is new to them, and older than all that they have. */
+  giveVersion(writer: NodeName): void {
     this.#sql.exec("UPDATE retained SET writer = ?, version = 1 WHERE version = 0", writer);
   }
 

@@ -99,10 +99,14 @@ export class RouteStore {
 
   // ---- replication ------------------------------------------------------------------------------------------------
 
-  /** What was changed without other cores to tell is new to them. */
-  replicate(node: NodeName, version: number): void {
+  /** There are other cores from now on: changes are read by their versions. */
+  index(): void {
     this.#sql.exec("CREATE INDEX IF NOT EXISTS route_version ON route (node, version, key)");
     this.#sql.exec("CREATE INDEX IF NOT EXISTS removed_version ON removed (node, version, key)");
+  }
+
+  /** What was changed without other cores to tell is new to them. */
+  giveVersion(node: NodeName, version: number): void {
     this.#sql.exec("UPDATE route SET version = ? WHERE node = ? AND version = 0", version, node);
   }
 
