@@ -34,6 +34,8 @@ export interface ClusterHost {
   /** This core's own node, which others had given up: they have nothing of it any more. */
   readonly announce: (node: Member) => void;
   readonly handleGone: (member: Member) => void;
+  /** Ends the link to a coordinator. */
+  readonly unlink: (name: NodeName) => void;
   /** The cluster was left by command: nobody is looked for until that is enabled again. */
   readonly stopDiscovery: () => Promise<void>;
   readonly startDiscovery: () => void;
@@ -282,6 +284,8 @@ export class Cluster {
       this.#down.delete(member.name);
       if (member.state === "in") handleGone(member);
       peers.forget(member.name);
+      // The one who leaves hangs up: what it has said is answered until then.
+      if (isCoordinator(member)) this.#host.unlink(member.name);
     }
     for (const member of [...members.all()]) {
       if (!this.#isOwn(member) || member.state === "in") continue;

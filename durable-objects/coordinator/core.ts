@@ -45,7 +45,7 @@ export interface CoreHost {
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Another coordinator: a fresh stub. */
   readonly peerAt: (name: NodeName, domain: string) => PeerRpc;
-  /** The coordinator has left: what links to it is not needed any more. */
+  /** Ends the link to a coordinator. */
   readonly unlink: (name: NodeName) => void;
   /** Makes sure that the alarm rings at this time or before. */
   readonly ringAt: (at: number) => void;

@@ -48,7 +48,7 @@ export interface MeshHost {
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Another coordinator: a fresh stub. */
   readonly peerAt: (name: NodeName, domain: string) => PeerRpc;
-  /** The coordinator has left: what links to it is not needed any more. */
+  /** Ends the link to a coordinator. */
   readonly unlink: (name: NodeName) => void;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
@@ -145,6 +145,7 @@ export class Mesh {
       handleJoined: (member, isBack) => this.#handleJoined(member, isBack),
       announce: ({ name, term }) => this.replication.publishRoutes(name, this.replication.nextVersion(name, term), []),
       handleGone: (member) => this.#handleGone(member),
+      unlink: host.unlink,
       stopDiscovery: async () => this.#autocluster?.disable(),
       startDiscovery: () => this.#autocluster?.enable(),
       ringAt,
@@ -320,7 +321,6 @@ export class Mesh {
       this.share.handleCores(this.#runningCores().filter((core) => core !== name));
       if (member.state === "cleaned") return;
       this.peers.forget(name);
-      this.#host.unlink(name);
       return;
     }
     if (member.state === "left") this.#host.forwarder.forget(name);
