@@ -5,6 +5,7 @@ import { limits } from "../../mqtt/limits.ts";
 import type { CoreAdminRpc } from "../../durable-objects/rpc.ts";
 import {
   converse,
+  type Conversation,
   coreName,
   coreStub,
   durable,
@@ -137,9 +138,10 @@ describe("a page", () => {
     try {
       const ids = (node: string, count: number) => Array.from({ length: count }, (_, at) => `${node}-page-${at}`);
       const wanted = [...ids(a, 7), ...ids(b, 4)];
-      const clients = await Promise.all(
-        wanted.map((clientId) => converse(clientId.slice(0, clientId.indexOf("-page")), { clientId })),
-      );
+      // Nodes are listed in the order in which they joined.
+      const clients: Conversation[] = [];
+      for (const clientId of wanted)
+        clients.push(await converse(clientId.slice(0, clientId.indexOf("-page")), { clientId }));
       const listed = async (offset: number, limit: number) => {
         const { items } = await core().clients(undefined, { offset, limit });
         return items.map(({ clientid }) => clientid).filter((id) => wanted.includes(id));
