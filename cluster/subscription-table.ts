@@ -12,7 +12,7 @@
  * filter with a subscription that is not on disk yet stays until it is.
  */
 import { limits } from "../mqtt/limits.ts";
-import { parseShared } from "../mqtt/topic.ts";
+import { isShared } from "../mqtt/topic.ts";
 
 export type RouteChange =
   | { readonly kind: "add"; readonly key: string; readonly members: number }
@@ -76,7 +76,7 @@ export class SubscriptionTable {
     const before = entry.subscribers.get(subscriber.sessionId);
     put(entry, subscriber);
     if (before) return undefined;
-    if (isGroup(key)) return isFirst || this.#source.isConnected(subscriber.sessionId) ? this.routeOf(key) : undefined;
+    if (isShared(key)) return isFirst || this.#source.isConnected(subscriber.sessionId) ? this.routeOf(key) : undefined;
     return isFirst ? this.routeOf(key) : undefined;
   }
 
@@ -95,19 +95,19 @@ export class SubscriptionTable {
     if (subscriber.isLogged) entry.logged--;
     this.#deleteIfEmpty(key, entry);
     if (entry.subscribers.size === 0) return { kind: "remove", key };
-    return isGroup(key) ? this.routeOf(key) : undefined;
+    return isShared(key) ? this.routeOf(key) : undefined;
   }
 
   /** A session's connection came or went: its groups have one connected member more or less. */
   connectionChanged(keys: Iterable<string>): RouteChange[] {
-    return [...keys].filter(isGroup).map((key) => this.routeOf(key));
+    return [...keys].filter(isShared).map((key) => this.routeOf(key));
   }
 
   /** What the core should know of a filter, or of a share group and filter. */
   routeOf(key: string): RouteChange {
     const entry = this.#find(key);
     if (!entry) return { kind: "remove", key };
-    return { kind: "add", key, members: isGroup(key) ? this.#connected(entry).length : 0 };
+    return { kind: "add", key, members: isShared(key) ? this.#connected(entry).length : 0 };
   }
 
   /** Keys with subscriptions that are not on disk yet. */
@@ -166,8 +166,4 @@ function put(entry: Entry, subscriber: Subscriber): void {
   if (before?.isLogged) entry.logged--;
   if (subscriber.isLogged) entry.logged++;
   entry.subscribers.set(subscriber.sessionId, subscriber);
-}
-
-function isGroup(key: string): boolean {
-  return parseShared(key).group !== undefined;
 }

@@ -57,6 +57,11 @@ export function sharedFilter(group: string, filter: string): string {
   return group === queueGroup ? queuePrefix + filter : `${sharePrefix}${group}/${filter}`;
 }
 
+/** Whether the filter is a share group's; it may be malformed. */
+export function isShared(filter: string): boolean {
+  return filter.startsWith(sharePrefix) || filter.startsWith(queuePrefix);
+}
+
 /** Takes a filter apart. A malformed shared filter comes back with an empty group or filter. */
 export function parseShared(filter: string): Subscribed {
   if (filter.startsWith(queuePrefix)) return { filter: filter.slice(queuePrefix.length), group: queueGroup };
@@ -130,7 +135,7 @@ function checkShared(group: string, filter: string): void {
     throw new MqttError(ReasonCode.ProtocolError, "share name is empty or contains a wildcard");
   }
   if (filter === "") throw new MqttError(ReasonCode.ProtocolError, "shared subscription has no topic filter");
-  if (parseShared(filter).group !== undefined) {
+  if (isShared(filter)) {
     throw new MqttError(ReasonCode.ProtocolError, "shared subscription of a shared subscription");
   }
 }

@@ -17,7 +17,7 @@ import { Property, readProperties, type PropertyRules } from "./properties.ts";
 import type { ProtocolVersion } from "./publish.ts";
 import { MqttError, ReasonCode } from "./reason-codes.ts";
 import { ConnectError, SilentError } from "./refusal.ts";
-import { checkTopicFilter, checkTopicName, parseShared } from "./topic.ts";
+import { checkTopicFilter, checkTopicName, isShared } from "./topic.ts";
 import { decodeName } from "./utf8.ts";
 
 /** What validation learned about a CONNECT. */
@@ -292,7 +292,7 @@ function checkSubscriptionOptions(filter: string, options: number, version: Prot
   if ((options & 0x03) === 3) throw new MqttError(ReasonCode.MalformedPacket, "requested QoS is 3");
   if ((options & 0x30) === 0x30) throw new MqttError(ReasonCode.MalformedPacket, "retain handling is 3");
   // [MQTT-3.8.3-4]
-  if ((options & 0x04) !== 0 && parseShared(filter).group !== undefined) {
+  if ((options & 0x04) !== 0 && isShared(filter)) {
     throw new MqttError(ReasonCode.ProtocolError, "no local on a shared subscription");
   }
 }

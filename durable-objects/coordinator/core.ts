@@ -217,9 +217,7 @@ export class Core {
   }
 
   /** A share group's message that was parked, and whose node has no member any more. @returns whether another has it. */
-  async #passOn({ message, matched }: ForwardedMessage): Promise<boolean> {
-    writeMessage(this.#writer, message);
-    const bytes = this.#writer.take();
+  async #passOn({ message, bytes, matched }: ForwardedMessage): Promise<boolean> {
     const answer = new Answer();
     for (const { key: only } of matched)
       this.#publish(this.name, { kind: "publish", message, bytes, delaySeconds: 0, only }, answer, answer.add());

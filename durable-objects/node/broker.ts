@@ -20,7 +20,7 @@ import { limits } from "../../mqtt/limits.ts";
 import { lifeChars, messageIdOf } from "../../mqtt/message-id-set.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/session.ts";
-import { parseDelayed, parseShared } from "../../mqtt/topic.ts";
+import { isShared, parseDelayed } from "../../mqtt/topic.ts";
 import { countedSql } from "../counted-sql.ts";
 import { Metrics } from "../metrics.ts";
 import { remoteNode } from "../remote-node.ts";
@@ -418,7 +418,7 @@ export class Broker {
 
   /** A subscription that is made now; one that takes the place of another goes on where that one began. */
   subscriberOf({ id: sessionId, durable }: Session, { filter, qos }: Subscription): Subscriber {
-    const isLogged = durable && qos > 0 && parseShared(filter).group === undefined;
+    const isLogged = durable && qos > 0 && !isShared(filter);
     const before = this.table.subscriber(filter, sessionId);
     return { sessionId, since: before?.isLogged === isLogged ? before.since : this.sequence.last, isLogged };
   }

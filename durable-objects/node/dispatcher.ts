@@ -10,7 +10,7 @@ import { detached, type Message, type QoS } from "../../mqtt/message.ts";
 import { PublishForms } from "../../mqtt/publish-forms.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Load, Place, Session } from "../../mqtt/session.ts";
-import { matches, parseShared } from "../../mqtt/topic.ts";
+import { isShared, matches } from "../../mqtt/topic.ts";
 import { readForwarded, type Forward, type Forwarded, type Matched } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 
@@ -59,7 +59,7 @@ export class Dispatcher {
 
   #dispatchMessage({ message: received, matched, bytes }: Forward, now: number): ReasonCode {
     const { table, known, log } = this.#broker;
-    const shared = matched.find(({ key }) => parseShared(key).group !== undefined);
+    const shared = matched.find(({ key }) => isShared(key));
     for (const { key } of matched) {
       if (table.has(key)) continue;
       // Its last subscriber left while the message was under way, or a crash left the route at the core.
@@ -188,8 +188,7 @@ export class Dispatcher {
 
   /** What a session's subscriptions make of a message; undefined: it is not to have it. */
   #deliveryOf(session: Session, message: Message, matched: readonly Matched[]): Delivery | undefined {
-    const shared = matched[0] && parseShared(matched[0].key).group !== undefined ? matched[0].key : undefined;
-    if (message.qos > 0 && session.known?.has(message.id, shared)) return undefined;
+    if (message.qos > 0 && session.known?.has(message.id, groupOf(matched))) return undefined;
     return this.mayReceive(session, message.topic) ? session.deliveryOf(message, matched) : undefined;
   }
 
@@ -216,6 +215,11 @@ export class Dispatcher {
 /** Which of a session's own subscriptions match; a core has said so when the message came, and nobody has kept it. */
 function matchedOf({ subscriptions }: Session, topic: string): Matched[] {
   return [...subscriptions.keys()]
-    .filter((key) => parseShared(key).group === undefined && matches(key, topic))
+    .filter((key) => !isShared(key) && matches(key, topic))
     .map((key) => ({ key, ordinal: 0 }));
+}
+
+/** A share group's message comes by that group alone. */
+function groupOf([first]: readonly Matched[]): string | undefined {
+  return first && isShared(first.key) ? first.key : undefined;
 }

@@ -1,7 +1,7 @@
 /** What a node has, told page by page to a core that comes to answer for it: its routes, and the client ids it holds. */
 import { ownerAmong } from "../../cluster/placement.ts";
 import { limits } from "../../mqtt/limits.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { isShared } from "../../mqtt/topic.ts";
 import type { HeldSession, Holdings, NodeRoutes, RegistryMove } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 
@@ -12,7 +12,7 @@ export function routesOf({ store, table, sequence }: Broker, after: string): Nod
   const isLast = saved.length < limits.pageEntriesMax;
   const keys = isLast ? new Set([...saved, ...table.unsaved()]) : saved;
   const routes = [...keys].flatMap((key) => {
-    if (parseShared(key).group === undefined) return [{ key, members: 0 }];
+    if (!isShared(key)) return [{ key, members: 0 }];
     const route = table.routeOf(key);
     return route.kind === "add" ? [{ key, members: route.members }] : [];
   });

@@ -10,7 +10,7 @@ import { ByteReader } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { detached, messageBytes, readMessage, type Message, type QoS } from "../../mqtt/message.ts";
 import type { RetainedRead, Session, Subscription } from "../../mqtt/session.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { isShared } from "../../mqtt/topic.ts";
 import type { RetainedPage } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 
@@ -28,7 +28,7 @@ export class RetainedReader {
 
   /** [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]; a share group gets none. */
   wants({ filter, retainHandling }: Subscription, isNew: boolean): boolean {
-    if (!this.#broker.settings.mqtt.retain_available || parseShared(filter).group !== undefined) return false;
+    if (!this.#broker.settings.mqtt.retain_available || isShared(filter)) return false;
     return retainHandling === 0 || (retainHandling === 1 && isNew);
   }
 

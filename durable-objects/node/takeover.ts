@@ -18,7 +18,7 @@ import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { MessageIdSet } from "../../mqtt/message-id-set.ts";
 import { atNoTime, type Checkpoint, type Delivery, type Session, type Subscription } from "../../mqtt/session.ts";
-import { parseShared } from "../../mqtt/topic.ts";
+import { isShared } from "../../mqtt/topic.ts";
 import { fenceRecord, rpcVersion, type MovedSession, type StoredDelivery } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { HolderLink } from "./holder-link.ts";
@@ -108,7 +108,7 @@ export class Takeover {
     const firstSeq = sequence.take(limits.seqsPerMove);
     for (const subscription of moved.subscriptions) {
       session.subscribe(subscription);
-      if (!isShared(subscription)) this.#addToTable(session, subscription);
+      if (!isShared(subscription.filter)) this.#addToTable(session, subscription);
     }
     try {
       await this.#pull(giver, session, moved.checkpoint, firstSeq);
@@ -125,7 +125,8 @@ export class Takeover {
       for (const { filter } of moved.subscriptions) table.saved(filter);
     }
     // Before the giver leaves its groups: what goes back to them may have nobody else to go to.
-    if (moved.subscriptions.some(isShared)) await this.#broker.core.outbox.addAndWait(fenceRecord());
+    if (moved.subscriptions.some(({ filter }) => isShared(filter)))
+      await this.#broker.core.outbox.addAndWait(fenceRecord());
   }
 
   async #pull(giver: HolderLink, session: Session, checkpoint: Checkpoint, firstSeq: number): Promise<void> {
@@ -164,7 +165,7 @@ export class Takeover {
     const now = Date.now();
     session.detach(now);
     for (const subscription of session.subscriptions.values()) {
-      if (isShared(subscription)) this.#addToTable(session, subscription);
+      if (isShared(subscription.filter)) this.#addToTable(session, subscription);
       store.putSubscription(subscription, table.subscriber(subscription.filter, session.id)!);
     }
     store.put(session);
@@ -204,10 +205,6 @@ export class Takeover {
       return false;
     }
   }
-}
-
-function isShared({ filter }: Subscription): boolean {
-  return parseShared(filter).group !== undefined;
 }
 
 function written(set: MessageIdSet): Uint8Array {
