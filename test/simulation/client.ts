@@ -15,6 +15,7 @@ import {
 } from "mqtt-packet";
 import type { ConnectionRecord, Interest, Ledger, Publication, SessionRecord } from "./oracle.ts";
 import type { SimulatedObject } from "./object.ts";
+import { holdersOf } from "./replicas.ts";
 import { Wire, type ClientEnd } from "./socket.ts";
 import type { Scheduled } from "./timeline.ts";
 import type { Dice, World } from "./world.ts";
@@ -59,6 +60,8 @@ export interface PublishPlan {
   readonly retain: boolean;
   /** 0 = never. */
   readonly expirySeconds: number;
+  /** Nothing fails. */
+  readonly isCalm: boolean;
 }
 
 /** A will at QoS 1; a new one for each connection. */
@@ -101,6 +104,8 @@ export class Client {
   #latest: ConnectionRecord | undefined;
   #hasAskedForSession = false;
   #wantsRestart: boolean;
+  /** It has asked for its session, since it had it, where that may have been taken for lost. */
+  #isHidden = false;
   readonly #outgoing = new Map<number, Outgoing>();
   readonly #incoming = new Set<number>();
   readonly #wanted: Map<string, Filter>;
@@ -217,6 +222,7 @@ export class Client {
     const { record } = attempt;
     record.askedAt = this.#world.now;
     record.startsClean = this.#wantsRestart;
+    this.#isHidden ||= this.#mayBeHiddenFrom(record.wire.nodeName);
     const sessionExpiryInterval = this.#isEnding ? 0 : expirySeconds;
     attempt.send({
       cmd: "connect",
@@ -301,15 +307,21 @@ export class Client {
       attempt.leave("disconnect", 0);
       return;
     }
-    this.#checkSessionPresent(attempt.record, sessionPresent);
+    // What it had there may be taken for lost, or come back later: what it is owed from now on is this session's.
+    const isHidden = this.#isHidden || this.#mayBeHiddenFrom(attempt.wire.nodeName);
+    this.#isHidden = false;
+    this.#checkSessionPresent(attempt.record, sessionPresent, isHidden);
     attempt.isConnected = true;
     attempt.record.at = this.#world.now;
     this.#asking.clear();
     // One that may have expired may be another one by now, of a CONNECT whose CONNACK was lost.
-    if (!sessionPresent || this.#mayHaveExpired) this.#beginSession();
+    if (!sessionPresent || isHidden || this.#mayHaveExpired) this.#beginSession();
+    this.#ledger.addPlace(this.session, attempt.wire.nodeName);
     this.#latest = attempt.record;
     this.#wantsRestart = this.plan.expirySeconds === 0;
     attempt.windowMax = properties?.receiveMaximum ?? 65_535;
+    // A session that is out of reach has had them.
+    if (isHidden) for (const { publication } of this.#outgoing.values()) publication.isAnew = true;
     this.#sendAgain(attempt, sessionPresent);
     this.#subscribe([...this.#wanted.values()].filter(({ filter }) => !this.#interests.has(filter)));
     if (this.#unsubscribing.size > 0) this.#ask(attempt, "unsubscribe", [...this.#unsubscribing]);
@@ -335,12 +347,19 @@ export class Client {
     });
   }
 
-  #checkSessionPresent({ startsClean, wire }: ConnectionRecord, isPresent: boolean): void {
+  /** @param isHidden a session of it may be out of reach. */
+  #checkSessionPresent({ startsClean, wire }: ConnectionRecord, isPresent: boolean, isHidden: boolean): void {
     if (startsClean && isPresent) this.#world.violate(`session: present for ${this.name}, which started clean`);
     if (startsClean) return;
     if (isPresent && !this.#hasAskedForSession) this.#world.violate(`session: present for ${this.name}, a new client`);
-    if (!isPresent && !this.#mayHaveExpired && !this.#world.abandoned.has(this.name))
+    if (!isPresent && !isHidden && !this.#mayHaveExpired && !this.#world.abandoned.has(this.name))
       this.#world.violate(`session: not present for ${this.name} on ${wire.nodeName}`);
+  }
+
+  /** Whether a cut keeps a node from what another one has of this client. */
+  #mayBeHiddenFrom(nodeName: string): boolean {
+    const { splits, now } = this.#world;
+    return holdersOf(this.#world, this.name).some((holder) => splits.hides(holder, nodeName, now));
   }
 
   /** The server learns of a connection's end when it is there or later, and counts from then. */
@@ -357,6 +376,12 @@ export class Client {
     for (const interest of this.#interests.values()) interest.until = this.#world.now;
     this.#interests.clear();
     this.#unsubscribing.clear();
+  }
+
+  /** It connects anew, and must find its session. */
+  wander(): void {
+    if (this.#isGone) return;
+    this.#leave(this.#dice.pick(["cut", "move"]), 0);
   }
 
   // ---- subscribing ------------------------------------------------------------------------------------------------
@@ -448,7 +473,7 @@ export class Client {
     });
   }
 
-  #publish({ topics, isInTurn, qos, retain, expirySeconds }: PublishPlan): Packet {
+  #publish({ topics, isInTurn, qos, retain, expirySeconds, isCalm }: PublishPlan): Packet {
     let packetId = 1;
     while (this.#outgoing.has(packetId)) packetId++;
     const topic = isInTurn ? topics[this.#published % topics.length]! : this.#dice.pick(topics);
@@ -460,6 +485,7 @@ export class Client {
       number,
       retain,
       expirySeconds,
+      isCalm,
     });
     this.#outgoing.set(packetId, { publication, state: "publish" });
     return this.#packet(packetId, publication, false);
@@ -478,6 +504,7 @@ export class Client {
 
   #packet(messageId: number, publication: Publication, dup: boolean): Packet {
     const { name, topic, qos, retain, expirySeconds } = publication;
+    this.#ledger.addHop(publication, this.#attempt!.wire.nodeName);
     const expires = this.plan.version === 5 && expirySeconds > 0;
     const properties = expires ? { properties: { messageExpiryInterval: expirySeconds } } : {};
     return { cmd: "publish", topic, payload: name, qos, retain, dup, messageId, ...properties };
@@ -491,6 +518,7 @@ export class Client {
     const { publication } = outgoing;
     if (failed) publication.refusedAt = this.#world.now;
     else publication.acknowledgedAt = this.#world.now;
+    this.#ledger.addHop(publication, this.#attempt!.wire.nodeName);
     if (qos === 2 && !failed) outgoing.state = "pubrel";
     else this.#outgoing.delete(packetId);
     this.#pump();

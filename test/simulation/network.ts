@@ -2,6 +2,9 @@
  * Calls between objects. A stub is a connection: what is called on it arrives in order, and when it breaks, all that is
  * under way on it fails, whether it has been executed or not; it stays dead then. Calls on different stubs, and answers,
  * overtake one another. Nothing is shared: values are copied.
+ *
+ * A cut keeps objects from calling one another for a while: what they call does not arrive, or they do not hear of what
+ * has come of it. Who remembers cuts, and for how long they may be felt, is in splits.ts.
  */
 import type { Life, Shell } from "./object.ts";
 import type { World } from "./world.ts";
@@ -12,6 +15,8 @@ export interface Stub {
   readonly underWay: Set<Call>;
   lastArrivalAt: number;
   broken: Error | undefined;
+  /** A cut has taken what was on it, and its caller does not know yet: nothing arrives any more. */
+  isSilent: boolean;
 }
 
 export interface Call {
@@ -33,10 +38,23 @@ export interface Outage {
   readonly kind: "unreachable" | "overloaded";
 }
 
+/** Objects on different sides cannot call one another for a while; those of no side can call all. */
+export interface Cut {
+  readonly from: number;
+  readonly until: number;
+  /** Sides by the names of objects. */
+  readonly sides: ReadonlyMap<string, number>;
+  /** `upwards`: from a lower side to a higher one calls do not arrive, the other way they do. */
+  readonly takes: "calls" | "answers" | "calls upwards";
+  /** ms until a caller is told that it will hear nothing. */
+  readonly silenceMs: number;
+}
+
 export class Network {
   readonly #world: World;
   readonly #stubs = new Set<Stub>();
   #outages: Outage[] = [];
+  #cuts: Cut[] = [];
   /** Settings beside the bindings. */
   variables: Readonly<Record<string, string>> = {};
   calls = 0;
@@ -57,13 +75,34 @@ export class Network {
     this.#outages.push(outage);
   }
 
-  get outages(): number {
-    return this.#outages.length;
+  get outages(): readonly Outage[] {
+    return this.#outages;
+  }
+
+  addCut(cut: Cut): void {
+    this.#cuts.push(cut);
+  }
+
+  get cuts(): readonly Cut[] {
+    return this.#cuts;
   }
 
   /** Whatever was to come. */
-  endOutages(): void {
-    this.#outages = this.#outages.map((outage) => ({ ...outage, until: Math.min(outage.until, this.#world.now) }));
+  endFaults(): void {
+    const { now } = this.#world;
+    const ended = <T extends { readonly until: number }>(each: T): T => ({ ...each, until: Math.min(each.until, now) });
+    this.#outages = this.#outages.map(ended);
+    this.#cuts = this.#cuts.map(ended);
+  }
+
+  /** What takes a call now, or its answer. */
+  #cutBetween(caller: string, callee: string, takes: "call" | "answer"): Cut | undefined {
+    const { now } = this.#world;
+    return this.#cuts.find(({ from, until, sides, takes: kind }) => {
+      const [above, below] = [sides.get(callee), sides.get(caller)];
+      if (now < from || now >= until || above === undefined || below === undefined || above === below) return false;
+      return kind === "calls upwards" ? takes === "call" && above > below : takes === "answer" || kind === "calls";
+    });
   }
 
   #outageOf(name: string): Outage | undefined {
@@ -72,7 +111,7 @@ export class Network {
   }
 
   #stubOf(from: Life, to: string): unknown {
-    const stub: Stub = { from, to, underWay: new Set(), lastArrivalAt: 0, broken: undefined };
+    const stub: Stub = { from, to, underWay: new Set(), lastArrivalAt: 0, broken: undefined, isSilent: false };
     this.#stubs.add(stub);
     return new Proxy(
       {},
@@ -113,11 +152,13 @@ export class Network {
   }
 
   async #arrive(call: Call): Promise<void> {
-    if (call.isOver) return;
     const { stub, method, args } = call;
+    if (call.isOver || stub.isSilent) return;
     if (method === "abandon") this.#world.abandoned.add(String(args[0]));
     const outage = this.#outageOf(stub.to);
     if (outage) return this.#break(stub, errorOf(outage.kind), `is ${outage.kind}`);
+    const cut = this.#cutBetween(stub.from.name, stub.to, "call");
+    if (cut) return this.#silence(stub, cut, `cannot call ${method}`);
     if (this.#world.loses("call")) return this.#break(stub, errorOf("unreachable"), `loses ${method}`);
     const object = this.#world.objects.get(stub.to);
     if (!object) throw new Error(`${stub.to} is not simulated`);
@@ -135,7 +176,9 @@ export class Network {
   #answer(call: Call, answer: { value: unknown } | { error: unknown }): void {
     const { stub, executing, method } = call;
     executing?.callsIn.delete(call);
-    if (call.isOver) return;
+    if (call.isOver || stub.isSilent) return;
+    const cut = this.#cutBetween(stub.from.name, stub.to, "answer");
+    if (cut) return this.#silence(stub, cut, `does not hear what came of ${method}`);
     if (this.#world.loses("answer") || this.#outageOf(stub.to)?.kind === "unreachable")
       return this.#break(stub, errorOf("unreachable"), `loses the answer to ${method}`);
     stub.underWay.delete(call);
@@ -160,8 +203,17 @@ export class Network {
     });
   }
 
+  /** It breaks, now or when its caller has heard nothing for long enough. */
+  #silence(stub: Stub, { silenceMs }: Cut, why: string): void {
+    if (silenceMs === 0) return this.#break(stub, errorOf("unreachable"), why);
+    this.#world.log(`${stub.from.name} -> ${stub.to} ${why}`);
+    stub.isSilent = true;
+    this.#world.after(silenceMs, () => this.#break(stub, errorOf("unreachable"), "has been silent"));
+  }
+
   #break(stub: Stub, error: Error, why: string): void {
-    if (!stub.from.isAlive) return;
+    // Of a caller that is gone nothing arrives behind what was lost.
+    if (!stub.from.isAlive) return this.#drop(stub);
     this.broken++;
     this.#world.log(`${stub.from.name} -> ${stub.to} ${why}`);
     stub.broken ??= error;

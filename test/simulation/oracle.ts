@@ -9,14 +9,22 @@
  *   two         connections of one client id that are both open                                                     G4
  *   session     not present where it must be, or the other way round                                                G4
  *   stuck       nothing moves any more, and something is still owed
- *   awake       a timer or a call that never ends                                                                   G7
- *   left        rows that nobody needs, routes that lead nowhere
  *
- * `session` and `two` are noticed when they happen (client.ts, socket.ts), the others at the end.
+ * `session` and `two` are noticed when they happen (client.ts, socket.ts), the others at the end; what objects must hold
+ * is in replicas.ts.
+ *
+ * Cores that are cut from one another go on without each other, so this alone is not owed while a cut is felt (splits.ts):
+ *
+ *   lost        to a session whose route the core of the publisher could not know, because the session subscribed, or came
+ *               to its node, behind the cut after it began; to one that has left the node behind the cut that the message
+ *               waits for; to one whose node was cleaned
+ *   two         a client id may have a session on each side; the latest holds, and what a side has given to the
+ *               one before is not counted for it
+ *   will        not of a connection that ended meanwhile
  */
 import { matches, parseShared } from "../../mqtt/topic.ts";
 import type { Filter, Leaving, WillPlan } from "./client.ts";
-import type { SimulatedObject } from "./object.ts";
+import { homeOf } from "./replicas.ts";
 import type { Wire } from "./socket.ts";
 import type { World } from "./world.ts";
 
@@ -31,9 +39,15 @@ export interface Publication {
   readonly retain: boolean;
   /** 0 = never. */
   readonly expirySeconds: number;
+  /** Nothing failed when it was sent: it comes once. */
+  readonly isCalm: boolean;
   readonly firstSentAt: number;
   acknowledgedAt: number | undefined;
   refusedAt: number | undefined;
+  /** Sent anew, because the session that had it was behind a cut. */
+  isAnew: boolean;
+  /** The nodes that it was sent to, and their home cores then. */
+  readonly by: Set<string>;
 }
 
 /** A subscription, from SUBACK to UNSUBSCRIBE. */
@@ -50,6 +64,14 @@ export interface SessionRecord {
   readonly lasts: boolean;
   readonly interests: Interest[];
   readonly arrivals: Arrival[];
+  /** Where it has been: each node with its home core then, from the CONNACK there. */
+  readonly places: Place[];
+}
+
+interface Place {
+  readonly at: number;
+  readonly node: string;
+  readonly home: string;
 }
 
 /** A connection, from the client's wish for it; all that is undefined has not happened. */
@@ -94,6 +116,7 @@ export class Ledger {
       lasts: expirySeconds > 3600,
       interests: [],
       arrivals: [],
+      places: [],
     };
     this.sessions.push(session);
     return session;
@@ -123,13 +146,26 @@ export class Ledger {
     return record;
   }
 
-  addPublication(given: Omit<Publication, "name" | "firstSentAt" | "acknowledgedAt" | "refusedAt">): Publication {
+  addPlace(session: SessionRecord, node: string): void {
+    session.places.push({ at: this.#world.now, node, home: homeOf(this.#world, node) });
+  }
+
+  /** It is sent to a node, or acknowledged there. */
+  addHop(publication: Publication, node: string): void {
+    publication.by.add(node).add(homeOf(this.#world, node));
+  }
+
+  addPublication(
+    given: Omit<Publication, "name" | "firstSentAt" | "acknowledgedAt" | "refusedAt" | "isAnew" | "by">,
+  ): Publication {
     const publication: Publication = {
       ...given,
       name: `${given.publisher}#${given.number}`,
       firstSentAt: this.#world.now,
       acknowledgedAt: undefined,
       refusedAt: undefined,
+      isAnew: false,
+      by: new Set(),
     };
     this.publications.set(publication.name, publication);
     return publication;
@@ -154,14 +190,35 @@ export function checkDeliveries(world: World, ledger: Ledger): void {
 }
 
 function checkLost(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
-  for (const { filter, qos, since, until } of session.interests) {
+  for (const interest of session.interests) {
+    const { filter, qos, since, until } = interest;
     if (until !== undefined || qos === 0 || parseShared(filter).group !== undefined) continue;
-    for (const publication of ledger.publications.values())
-      if (isOwed(publication, filter, since) && !counts.has(publication.name))
+    for (const publication of ledger.publications.values()) {
+      const isMissing = isOwed(publication, filter, since) && !counts.has(publication.name);
+      if (isMissing && !isSevered(world, publication, interest))
         world.violate(
           `lost: ${publication.name} (QoS ${publication.qos}) to ${session.clientId}, subscribed to ${filter}`,
         );
+    }
   }
+}
+
+/** Whether the core that a message came to cannot have known where the session is. */
+function isSevered(
+  world: World,
+  { by, firstSentAt, acknowledgedAt = world.now }: Publication,
+  interest: Interest,
+): boolean {
+  const { places } = interest.session;
+  return world.splits.during(firstSentAt, acknowledgedAt).some((split) =>
+    places.some(({ at, node, home }, index) => {
+      const leftAt = places.slice(index + 1).find((next) => next.node !== node)?.at ?? Infinity;
+      if (at > split.until || leftAt < split.from) return false;
+      const isBehind = [...by].some((hop) => split.isBetween(hop, node) || split.isBetween(hop, home));
+      const isNew = Math.max(at, interest.since) >= split.from;
+      return isBehind && (isNew || leftAt < split.until || split.mayClean);
+    }),
+  );
 }
 
 function isOwed(publication: Publication, filter: string, since: number): boolean {
@@ -177,11 +234,13 @@ function isAfter({ topic, firstSentAt }: Publication, filter: string, since: num
 function checkTwice(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
   const isExact = session.interests.every(({ qos }) => qos === 2);
   for (const [name, count] of counts) {
-    const isTwice = count > 1 && isExact && ledger.publications.get(name)?.qos === 2;
+    const publication = ledger.publications.get(name);
+    if (!publication || count === 1) continue;
     const isShared = session.interests.some(({ filter }) => filter.startsWith("$share/"));
     // A publisher whose session is gone sends anew what it does not know to have arrived.
-    const isAnew = world.abandoned.has(ledger.publications.get(name)?.publisher ?? "");
-    if (isTwice && !isShared && !isAnew) world.violate(`twice: ${name} ${count} times to ${session.clientId}`);
+    const isAnew = publication.isAnew || world.abandoned.has(publication.publisher);
+    const isOnce = publication.isCalm || (isExact && publication.qos === 2);
+    if (isOnce && !isShared && !isAnew) world.violate(`twice: ${name} ${count} times to ${session.clientId}`);
   }
 }
 
@@ -239,6 +298,7 @@ function checkWills(world: World, ledger: Ledger, connections: readonly Connecti
     // A client that is back elsewhere may be back before its old node can be told.
     const mayNot = isOrderly || left === undefined || (isBackInTime && next?.wire.nodeName === wire.nodeName);
     // A server that has not missed the client yet does when it comes back, or some time later.
+    const isSplit = world.splits.during(leftAt, leftAt + delayMs + willSlackMs).length > 0;
     const isMissed = (asked?.askedAt ?? world.now) > overAt + delayMs + willSlackMs;
     const must = left !== "disconnect" && (isMissed || (delayMs === 0 && asked !== undefined));
     for (const { session, filter, qos, since, until } of ledger.sessions.flatMap(({ interests }) => interests)) {
@@ -246,7 +306,8 @@ function checkWills(world: World, ledger: Ledger, connections: readonly Connecti
       const isWatching =
         qos > 0 && matches(filter, will.topic) && since < (askedAt ?? at) && until === undefined && session.lasts;
       if (mayNot && hasCome) world.violate(`will: ${name} came to ${session.clientId}, and was not to`);
-      if (must && !mayNot && isWatching && !hasCome) world.violate(`will: ${name} did not come to ${session.clientId}`);
+      if (must && !isSplit && !mayNot && isWatching && !hasCome)
+        world.violate(`will: ${name} did not come to ${session.clientId}`);
     }
   }
 }
@@ -262,69 +323,4 @@ export function checkRetained(world: World, ledger: Ledger, { arrivals }: Sessio
     if (got.length !== 1) world.violate(`retained: ${got.length} messages on ${topic}`);
     else if (latest!.number < number) world.violate(`retained: ${latest!.name} on ${topic}, behind ${name}`);
   }
-}
-
-// ---- what objects hold ------------------------------------------------------------------------------------------------
-
-/** Tables whose rows may outlive all sessions. */
-const lasting: ReadonlySet<string> = new Set([
-  "member",
-  "retained",
-  "schema_version",
-  "counter",
-  "reserved",
-  "known",
-  "forgotten",
-]);
-
-/** Routes of the core are those of the nodes' subscriptions. The names of tables are here and nowhere else. */
-export function checkRoutes(world: World, nodes: readonly SimulatedObject[], core: SimulatedObject): void {
-  const held = nodes.flatMap((node) =>
-    node.disk
-      .rows<{ filter: string }>("SELECT DISTINCT filter FROM subscription WHERE session IN (SELECT id FROM session)")
-      .map(({ filter }) => `${filter} on ${node.name}`),
-  );
-  // A group's route without connected members is taken back when nobody else is there to take a message.
-  const known = core.disk
-    .rows<{ key: string; node: string }>("SELECT key, node FROM route WHERE members > 0 OR key NOT LIKE '$share/%'")
-    .map(({ key, node }) => `${key} on ${node}`);
-  for (const route of held)
-    if (!known.includes(route) && !route.startsWith("$share/")) world.violate(`left: no route for ${route}`);
-  for (const route of known) if (!held.includes(route)) world.violate(`left: a route without subscribers, ${route}`);
-  for (const node of nodes) {
-    for (const table of ["connection", "subscription", "queue", "adoption"]) {
-      const orphans = node.disk.rows(`SELECT * FROM ${table} WHERE session NOT IN (SELECT id FROM session)`);
-      if (orphans.length > 0) world.violate(`left: ${orphans.length} rows of no session in ${table} of ${node.name}`);
-    }
-    const unread = node.disk.rows("SELECT * FROM log WHERE filter NOT IN (SELECT filter FROM subscription)");
-    if (unread.length > 0) world.violate(`left: ${unread.length} rows that nobody reads in the log of ${node.name}`);
-    const own = node.disk.rows("SELECT * FROM own");
-    if (own.length > 0) world.violate(`left: ${own.length} messages of its own that ${node.name} has not sent`);
-  }
-  const claims = core.disk.rows<{ client_id: string; node: string; holders: string }>("SELECT * FROM claim");
-  for (const node of nodes)
-    for (const { client_id } of node.disk.rows<{ client_id: string }>("SELECT client_id FROM session")) {
-      const claim = claims.find((each) => each.client_id === client_id);
-      // A holder is one whose session is older, and goes when the client connects next.
-      if (claim?.node !== node.name && !claim?.holders.split(" ").some((each) => each.startsWith(`${node.name}/`)))
-        world.violate(`two: ${client_id} has a session on ${node.name} and a claim on ${claim?.node}`);
-    }
-}
-
-/** When the last session has ended nothing of any is left. */
-export function checkEmpty(world: World): void {
-  for (const { name, disk } of world.objects.values())
-    for (const table of disk.tables) {
-      const [{ count }] = disk.rows<{ count: number }>(`SELECT count(*) AS count FROM ${table}`) as [{ count: number }];
-      // A claim that a crash kept from being released is the next one's to replace.
-      if (count > 0 && !lasting.has(table) && table !== "claim")
-        world.violate(`left: ${count} rows in ${table} of ${name}`);
-    }
-}
-
-/** Nothing is under way: every object may sleep. */
-export function checkAsleep(world: World): void {
-  for (const { name, life } of world.objects.values())
-    if (life && !life.maySleep)
-      world.violate(`awake: ${name} has ${life.timers.size} timers, ${life.callsIn.size + life.callsOut.size} calls`);
 }

@@ -1,10 +1,19 @@
-/** What a seed means: the cluster, its clients, the weather; and the course of a run. */
+/**
+ * What a seed means: the cluster, its clients, the weather; and the course of a run.
+ *
+ * With one core    a storm of crashes, lost calls and outages. Then all is calm, the clients finish, and what must hold is
+ *                  looked at; then they end their sessions, and nothing is left.
+ * With several     cuts between the cores and their nodes besides. What is cut is given the time to find together before
+ *                  anything is looked at; then all clients come once more, and everybody hears from everywhere.
+ */
 import { BrokerNode } from "../../durable-objects/node/broker-node.ts";
 import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
 import { Client, type ClientPlan, type PublishPlan } from "./client.ts";
 import { installGlobals } from "./globals.ts";
 import { SimulatedObject, type Shell } from "./object.ts";
-import { checkAsleep, checkDeliveries, checkEmpty, checkRetained, checkRoutes, Ledger } from "./oracle.ts";
+import { checkDeliveries, checkRetained, Ledger } from "./oracle.ts";
+import { checkAsleep, checkClaims, checkEmpty, checkNodes, checkReplicas, checkRoutes } from "./replicas.ts";
+import { Splits } from "./splits.ts";
 import { World, type Dice, type Weather } from "./world.ts";
 
 export interface Outcome {
@@ -15,20 +24,34 @@ export interface Outcome {
   readonly evictions: number;
   readonly brokenStubs: number;
   readonly outages: number;
+  readonly cuts: number;
   readonly publications: number;
   readonly arrivals: number;
 }
 
+export type Shape = "one core" | "several cores";
+
+export interface SimulationOptions {
+  readonly traces: boolean;
+  readonly shape: Shape;
+}
+
 /** How long things go wrong, and how long clients then have to finish. */
-const stormMs = 12_000;
+const stormMsMin = 12_000;
 const patienceMs = 900_000;
 /** After which nothing is under way any more, not even what waits for a retry. */
 const quietMs = 40_000;
 
-const coreName = "core@local.emqxcl";
+/** Until those who were cut from each other have found together; those who were cleaned are looked for more rarely. */
+const recoveryMs = 60_000;
+const recoveryOfCleanedMs = 400_000;
+/** In which nothing wakes a core. */
+const idleMs = 600_000;
+
+const locations = ["wnam", "weur", "apac"] as const;
 
 /** Runs one seed to its end. */
-export async function simulate(seed: number, options: { readonly traces: boolean }): Promise<Outcome> {
+export async function simulate(seed: number, options: SimulationOptions): Promise<Outcome> {
   const scenario = new Scenario(seed, options);
   const restore = installGlobals(scenario.world);
   try {
@@ -43,12 +66,14 @@ class Scenario {
   readonly world: World;
   readonly #ledger: Ledger;
   readonly #dice: Dice;
-  readonly #core: SimulatedObject;
+  readonly #cores: readonly SimulatedObject[];
   readonly #nodes: readonly SimulatedObject[];
   readonly #clients: Client[];
+  readonly #stormMs: number;
+  #recoveryMs = 0;
 
-  constructor(seed: number, options: { readonly traces: boolean }) {
-    const world = new World(seed, fairWeather, options);
+  constructor(seed: number, { traces, shape }: SimulationOptions) {
+    const world = new World(seed, fairWeather, { traces });
     this.world = world;
     this.#ledger = new Ledger(world);
     this.#dice = world.dice();
@@ -58,17 +83,48 @@ class Scenario {
       TRELLIS_MQTT__MAX_INFLIGHT: String(this.#dice.pick([1, 3, 32])),
     };
     world.log(`seed ${seed}: ${JSON.stringify(world.weather)}`);
-    this.#core = new SimulatedObject(world, coreName, (ctx, env) => new Coordinator(ctx, env) as unknown as Shell);
-    this.#nodes = Array.from(
-      { length: 1 + this.#dice.below(3) },
-      (_, slot) =>
-        new SimulatedObject(
-          world,
-          `node-${slot}@local.emqxcl`,
-          (ctx, env) => new BrokerNode(ctx, env) as unknown as Shell,
-        ),
-    );
+    if (shape === "one core") {
+      this.#stormMs = stormMsMin;
+      this.#cores = [this.#addCore("core@local.emqxcl")];
+      this.#nodes = Array.from({ length: 1 + this.#dice.below(3) }, (_, slot) => this.#addNode("local", slot));
+    } else {
+      this.#stormMs = this.#dice.pick([1, 2.5, 6]) * stormMsMin;
+      const used = locations.slice(0, this.#dice.pick([2, 3, 3]));
+      this.#cores = used.map((location) => this.#addCore(`core@${location}.emqxcl`));
+      this.#nodes = used.flatMap((location) =>
+        Array.from({ length: this.#dice.pick([0, 1, 1, 2]) }, (_, slot) => this.#addNode(location, slot)),
+      );
+      if (this.#nodes.length === 0) this.#nodes = [this.#addNode(used[0]!, 0)];
+      this.#configure();
+    }
     this.#clients = this.#plans().map((plan) => new Client(world, this.#ledger, plan));
+  }
+
+  #addCore(name: string): SimulatedObject {
+    return new SimulatedObject(this.world, name, (ctx, env) => new Coordinator(ctx, env) as unknown as Shell);
+  }
+
+  #addNode(location: string, slot: number): SimulatedObject {
+    const name = `node-${slot}@${location}.emqxcl`;
+    return new SimulatedObject(this.world, name, (ctx, env) => new BrokerNode(ctx, env) as unknown as Shell);
+  }
+
+  #configure(): void {
+    const { network } = this.world;
+    const cores = this.#cores.map(({ name }) => name);
+    const autocleanSeconds = this.#dice.pick([0, 300, 8, 25]);
+    network.variables = {
+      ...network.variables,
+      TRELLIS_CLUSTER__CORE_NODES: cores.join(","),
+      TRELLIS_CLUSTER__AUTOCLEAN: `${autocleanSeconds}s`,
+      TRELLIS_CLUSTER__AUTOHEAL: String(this.#dice.chance(0.8)),
+      TRELLIS_NODE__DB_BACKEND: "rlog",
+    };
+    const autocleanMs = autocleanSeconds * 1000;
+    const mayClean = autocleanMs > 0 && autocleanMs < this.#stormMs;
+    this.#recoveryMs = mayClean ? recoveryOfCleanedMs : recoveryMs;
+    this.world.splits = new Splits(network, { cores, recoveryMs: this.#recoveryMs, autocleanMs });
+    this.world.log(JSON.stringify(network.variables));
   }
 
   async run(): Promise<Outcome> {
@@ -83,26 +139,58 @@ class Scenario {
   async #course(): Promise<void> {
     const { world } = this;
     this.#planFaults();
-    await world.run(stormMs / 2);
+    if (this.#isCluster) this.#planCuts();
+    await world.run(this.#stormMs / 2);
     world.hasStormed = true;
-    await world.run(stormMs / 2);
+    await world.run(this.#stormMs / 2);
     world.calmDown();
     world.log("the storm is over");
     // A node that crashed learns of it when something wakes it.
     for (const node of this.#nodes) await node.deliver("a look", () => {});
     for (const client of this.#clients) client.settle();
     await this.#untilAllIsDone();
+    if (this.#isCluster) await this.#findTogether();
     await this.#probe();
-    const reader = await this.#readRetained();
+    const readers = await this.#readRetained();
     await this.#fallAsleep();
     checkDeliveries(world, this.#ledger);
-    checkRetained(world, this.#ledger, reader.session);
-    checkRoutes(world, this.#nodes, this.#core);
+    for (const { session } of readers) checkRetained(world, this.#ledger, session);
+    for (const core of this.#cores) checkRoutes(world, this.#nodes, core);
+    checkNodes(world, this.#nodes);
+    checkClaims(world, this.#nodes, this.#cores);
+    checkReplicas(world, this.#cores);
+    if (this.#isCluster) await this.#checkIdle();
     for (const client of this.#clients) client.end();
     await this.#untilAllIsDone();
     await this.#probe();
     await this.#fallAsleep();
     checkEmpty(world);
+  }
+
+  get #isCluster(): boolean {
+    return this.#cores.length > 1;
+  }
+
+  /** The cluster mends, and then holds: whoever comes anew finds what it had, also with cores that have slept. */
+  async #findTogether(): Promise<void> {
+    const { world } = this;
+    await world.run(this.#recoveryMs);
+    world.log("all have had the time to find together");
+    await this.#probe();
+    await world.run(quietMs);
+    for (const client of this.#clients) client.wander();
+    await this.#untilAllIsDone();
+    await world.run(recoveryMs);
+    for (const core of this.#cores) if (core.life?.maySleep) core.evict();
+  }
+
+  async #checkIdle(): Promise<void> {
+    const { world } = this;
+    const livesOf = (): number => this.#cores.reduce((sum, { lives }) => sum + lives, 0);
+    for (const core of this.#cores) if (core.life?.maySleep) core.evict();
+    const before = livesOf();
+    await world.run(idleMs);
+    if (livesOf() > before) world.violate(`awake: a core wakes while nothing happens`);
   }
 
   async #untilAllIsDone(): Promise<void> {
@@ -115,16 +203,26 @@ class Scenario {
   /** A message to each topic: a route that a crash has left is taken back when one comes by it. */
   async #probe(): Promise<void> {
     const publishes: PublishPlan = { ...calmPublishes, topics: allTopics, count: allTopics.length };
-    const probe = this.#addCalm({ name: `probe${this.#clients.length}`, publishes });
-    await this.#untilAllIsDone();
-    probe.end();
-    await this.#untilAllIsDone();
+    for (const nodes of this.#everywhere) {
+      const probe = this.#addCalm({ name: `probe${this.#clients.length}`, nodes, publishes });
+      await this.#untilAllIsDone();
+      probe.end();
+      await this.#untilAllIsDone();
+    }
   }
 
-  async #readRetained(): Promise<Client> {
-    const reader = this.#addCalm({ name: "reader", filters: [{ filter: `${retainedTopic}/#`, qos: 1 }] });
+  async #readRetained(): Promise<Client[]> {
+    const filters = [{ filter: `${retainedTopic}/#`, qos: 1 as const }];
+    const readers = this.#everywhere.map((nodes, index) =>
+      this.#addCalm({ name: index === 0 ? "reader" : `reader${index}`, nodes, filters }),
+    );
     await this.#untilAllIsDone();
-    return reader;
+    return readers;
+  }
+
+  /** Where to connect to, to be heard by each core. */
+  get #everywhere(): (readonly SimulatedObject[])[] {
+    return this.#isCluster ? this.#nodes.map((node) => [node]) : [this.#nodes];
   }
 
   #addCalm(plan: Partial<ClientPlan> & { readonly name: string }): Client {
@@ -151,7 +249,8 @@ class Scenario {
       crashes: sum(({ crashes }) => crashes),
       evictions: sum(({ evictions }) => evictions),
       brokenStubs: this.world.network.broken,
-      outages: this.world.network.outages,
+      outages: this.world.network.outages.length,
+      cuts: this.world.network.cuts.length,
       publications: this.#ledger.publications.size,
       arrivals: this.#ledger.sessions.reduce((total, { arrivals }) => total + arrivals.length, 0),
     };
@@ -203,7 +302,7 @@ class Scenario {
       receiveMaximum: dice.pick([1, 2, 5, 100]),
       keepAlive: dice.pick([0, 0, 5, 60]),
       nodes: dice.chance(0.7) ? this.#nodes : [dice.pick(this.#nodes)],
-      staysMs: isRestless ? dice.between(300, 4000) : stormMs,
+      staysMs: isRestless ? dice.between(300, this.#stormMs / 3) : this.#stormMs,
       awayMs: dice.pick([10, 500, 3000]),
     };
   }
@@ -215,10 +314,11 @@ class Scenario {
       isInTurn: false,
       qos: dice.pick([1, 2]),
       count: 10 + dice.below(30),
-      pauseMs: dice.pick([5, 50, 400]),
+      pauseMs: (dice.pick([5, 50, 400]) * this.#stormMs) / stormMsMin,
       windowMax: dice.pick([1, 4, 20]),
       retain,
       expirySeconds: !retain && dice.chance(0.1) ? 2 : 0,
+      isCalm: false,
     };
   }
 
@@ -228,16 +328,71 @@ class Scenario {
     const objects = [...world.objects.values()];
     const deploys = dice.chance(0.3) ? 1 + dice.below(2) : 0;
     for (let count = 0; count < deploys; count++)
-      world.after(dice.between(0, stormMs), () => {
+      world.after(dice.between(0, this.#stormMs), () => {
         world.log("a deploy");
         for (const object of objects) object.crash("in a deploy");
       });
     const outages = dice.chance(0.25) ? 1 + dice.below(2) : 0;
     for (let count = 0; count < outages; count++) {
-      const from = world.now + dice.between(0, stormMs);
+      const from = world.now + dice.between(0, this.#stormMs);
       const until = from + dice.pick([200, 1500, 10_000]);
       const kind = dice.chance(0.7) ? "unreachable" : "overloaded";
       world.network.addOutage({ to: dice.pick(objects).name, from, until, kind });
+    }
+  }
+
+  #planCuts(): void {
+    const dice = this.#dice;
+    const { world } = this;
+    for (let count = dice.pick([0, 1, 1, 2, 3]); count > 0; count--) {
+      const from = world.now + dice.between(0, this.#stormMs * 0.7);
+      const lengthMs = dice.pick([300, 1500, 5000, 15_000, 40_000]);
+      const takes = dice.pick(["calls", "calls", "calls", "answers", "calls upwards"] as const);
+      const cut = {
+        sides: this.#sides(),
+        from,
+        until: from + lengthMs,
+        takes,
+        silenceMs: dice.pick([0, 0, 3000, 12_000]),
+      };
+      world.network.addCut(cut);
+      world.log(
+        `a cut at ${((from - world.now) / 1000).toFixed(1)} for ${lengthMs} ms: ${takes}, ${[...cut.sides].join(" ")}`,
+      );
+    }
+  }
+
+  #sides(): Map<string, number> {
+    const dice = this.#dice;
+    const objects = [...this.world.objects.keys()];
+    const locationOf = (name: string): string => name.slice(name.indexOf("@") + 1, name.indexOf("."));
+    const used = [...new Set(objects.map(locationOf))];
+    const byLocation = (sideOf: (index: number) => number | undefined): Map<string, number> =>
+      new Map(
+        objects.flatMap((name) => {
+          const side = sideOf(used.indexOf(locationOf(name)));
+          return side === undefined ? [] : [[name, side]];
+        }),
+      );
+    switch (dice.pick(["locations", "locations", "locations", "core", "object", "link", "dead"] as const)) {
+      case "locations": {
+        const sides = used.map(() => dice.below(3));
+        const first = dice.below(used.length);
+        return byLocation((index) => (index === first ? 3 : sides[index]!));
+      }
+      case "core":
+      case "object": {
+        const alone = dice.chance(0.5) ? dice.pick(this.#cores).name : dice.pick(objects);
+        return new Map(objects.map((name) => [name, name === alone ? 1 : 0]));
+      }
+      case "link": {
+        const [one, other] = [dice.below(used.length), dice.below(used.length)];
+        return byLocation((index) => (index === one ? 0 : index === other ? 1 : undefined));
+      }
+      case "dead": {
+        const dead = dice.pick(used);
+        return new Map(objects.map((name, index) => [name, locationOf(name) === dead ? index + 1 : 0]));
+      }
     }
   }
 }
@@ -270,6 +425,7 @@ const calmPublishes: Omit<PublishPlan, "topics" | "count"> = {
   windowMax: 1,
   retain: false,
   expirySeconds: 0,
+  isCalm: true,
 };
 
 const fairWeather: Weather = { crashes: 0, evictions: 0, lostCalls: 0, lostAnswers: 0, latencyMs: 1, slowMs: 1 };

@@ -14,13 +14,15 @@
  *   world.ts    turns, faults             object.ts    one Durable Object: its lives, its disk, its alarm
  *   disk.ts     SQLite, transactions      network.ts   calls between objects
  *   socket.ts   WebSockets                globals.ts   Date, timers, crypto, console of the code under test
- *   client.ts   MQTT clients              oracle.ts    what must hold
+ *   client.ts   MQTT clients              splits.ts    what cuts mean to a cluster of several cores
+ *   oracle.ts   what clients must see     replicas.ts  what cores and nodes must hold
  *   scenario.ts what a seed means
  */
 import { random } from "../support/random.ts";
 import { Network } from "./network.ts";
 import type { Life, SimulatedObject } from "./object.ts";
 import type { Wire } from "./socket.ts";
+import { Splits } from "./splits.ts";
 import { Timeline, type Scheduled } from "./timeline.ts";
 
 /** How often things go wrong; a rate is a probability for each occasion. */
@@ -77,6 +79,8 @@ export class World {
   readonly timeline = new Timeline(startAt);
   readonly objects = new Map<string, SimulatedObject>();
   readonly network: Network;
+  /** None where there is one core. */
+  splits: Splits;
   readonly violations: string[] = [];
   weather: Weather;
   /** Much has gone wrong already. */
@@ -105,6 +109,7 @@ export class World {
     this.#faults = this.dice();
     this.production = this.dice();
     this.network = new Network(this);
+    this.splits = new Splits(this.network, { cores: [], recoveryMs: 0, autocleanMs: 0 });
     // The event loop's own, whatever the simulation puts in its place.
     const { setImmediate } = globalThis;
     this.#drained = () => new Promise((resolve) => setImmediate(resolve));
@@ -132,10 +137,11 @@ export class World {
 
   readonly #connected = new Map<string, Wire>();
 
-  /** A client is told that it is connected: the connection before must be over (G4). */
+  /** A client is told that it is connected: the connection before must be over (G4), unless it is behind a cut. */
   handleConnected(wire: Wire): void {
     const before = this.#connected.get(wire.clientId);
-    if (before && before !== wire && before.isOpenAtServer)
+    const isOpen = before && before !== wire && before.isOpenAtServer;
+    if (isOpen && !this.splits.hides(before.nodeName, wire.nodeName, this.now))
       this.violate(`two: ${wire.clientId} is connected to ${before.nodeName} and to ${wire.nodeName}`);
     this.#connected.set(wire.clientId, wire);
   }
@@ -171,7 +177,7 @@ export class World {
   /** From now on nothing fails any more. */
   calmDown(): void {
     this.weather = calm;
-    this.network.endOutages();
+    this.network.endFaults();
   }
 
   // ---- turns ------------------------------------------------------------------------------------------------------
