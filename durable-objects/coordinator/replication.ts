@@ -180,7 +180,7 @@ export class Replication {
     for (const { key, members: count, version } of entries) {
       const known = store.routes.versionOf(node, key);
       // In a whole, what a former home counted is replaced, whatever its version.
-      if (whole === undefined ? known >= version : known > whole) continue;
+      if (known > (whole ?? version)) continue;
       store.routes.put(node, { key, members: count, sent: 0, version });
       setRoute(node, key, count);
     }

@@ -64,6 +64,13 @@ test.each([
   expect((await simulate(seed, { traces: false, shape: "one core" })).violations).toEqual([]);
 });
 
+test.each<{ seed: number; what: string }>([
+  { seed: 5, what: "[G8] a route that changes twice in one batch is the same on all cores" },
+  // seeds
+])("$what (seed $seed, several cores)", async ({ seed }) => {
+  expect((await simulate(seed, { traces: false, shape: "several cores" })).violations).toEqual([]);
+});
+
 test("a seed is the same run again", async () => {
   const [first, second] = [
     await simulate(3, { traces: true, shape: "one core" }),
