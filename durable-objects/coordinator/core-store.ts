@@ -170,6 +170,12 @@ export class CoreStore {
     return new Map([...rows].map((row) => [row.name, row.down_at]));
   }
 
+  /** Those of them that are nodes in the cluster. */
+  downNodes(): { readonly node: NodeName; readonly since: number }[] {
+    const query = "SELECT name AS node, down_at AS since FROM member WHERE down_at > 0 AND home <> '' AND state = 'in'";
+    return this.#sql.exec<{ node: string; since: number }>(query).toArray();
+  }
+
   /** @param downAt 0: it is there. */
   putDownAt(name: NodeName, downAt: number): void {
     this.#sql.exec("UPDATE member SET down_at = ? WHERE name = ?", downAt, name);

@@ -76,6 +76,7 @@ export class Core {
     const { ringAt } = host;
     this.forwarder = new Forwarder({
       parked: new ParkedStore(host.storage.sql),
+      down: this.store.downNodes(),
       metrics: this.metrics,
       strategy: settings.mqtt.shared_subscription_strategy,
       nodeAt: (node) => this.mesh.nodeAt(node),

@@ -18,6 +18,8 @@ import type { ParkedStore, ParkedTotal } from "./parked-store.ts";
 /** What the core gives. */
 export interface ForwarderHost {
   readonly parked: ParkedStore;
+  /** Nodes that could not be reached when the core fell asleep, and since when, in ms since the epoch. */
+  readonly down: Iterable<{ readonly node: NodeName; readonly since: number }>;
   readonly metrics: Metrics;
   readonly strategy: SharedStrategy;
   readonly nodeAt: (name: NodeName) => NodeRpc;
@@ -78,6 +80,9 @@ export class Forwarder {
   constructor(host: ForwarderHost) {
     this.#host = host;
     for (const total of host.parked.totals()) this.#open(total.node, total);
+    // Others are looked for, too: nobody else finds out that they are there again.
+    for (const { node, since } of host.down)
+      if (!this.#links.has(node)) this.#open(node, { node, lastSeq: 0, since, messages: 0, bytes: 0 });
   }
 
   forward(target: NodeName, matched: readonly Matched[], routed: Routed): void {

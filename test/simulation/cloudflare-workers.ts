@@ -1,3 +1,6 @@
+/** Of a link, which no simulated core has. */
+export class RpcTarget {}
+
 /** Stands for the module "cloudflare:workers" where the Durable Object classes run in Node: see vitest.config.ts. */
 export class DurableObject {
   readonly ctx: unknown;

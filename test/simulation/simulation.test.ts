@@ -60,6 +60,7 @@ test.each([
   },
   { seed: 605, what: "[G1] what comes again while a session moves comes to it once" },
   { seed: 824, what: "[G1] a giver leaves its share groups when the taker is in them" },
+  { seed: 518, what: "a node that was down when its core fell asleep is found to be there again" },
 ])("$what (seed $seed)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false, shape: "one core" })).violations).toEqual([]);
 });
