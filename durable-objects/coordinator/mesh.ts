@@ -65,7 +65,6 @@ export interface MeshHost {
 const replicatedFact = "replicated";
 /** The fact that is the state of discovery. */
 const autoclusterFact = "autocluster";
-const meetsAtStart = 3;
 
 export class Mesh {
   readonly members: Membership;
@@ -214,11 +213,15 @@ export class Mesh {
 
   // ---- the other cores --------------------------------------------------------------------------------------------
 
+  /** One that was there when this core fell asleep is tried for as long as any call: to go on without it makes two of one. */
   async #meetOthers(): Promise<void> {
     const startedAt = Date.now();
     const missing = (): Member[] => this.#others().filter(({ name }) => !this.peers.isUp(name));
-    for (let attempt = 1; attempt <= meetsAtStart && missing().length > 0; attempt++) {
-      if (attempt > 1) await scheduler.wait(retryDelayMs(attempt));
+    const isMissed = (): boolean => missing().some(({ name }) => !this.cluster.isDown(name));
+    await this.peers.meetAll();
+    for (let attempt = 1; attempt < limits.attemptsMax && isMissed(); attempt++) {
+      if (Date.now() - startedAt >= limits.peerCallMsMax) break;
+      await scheduler.wait(retryDelayMs(attempt));
       await this.peers.meetAll();
     }
     for (const { name } of missing()) this.cluster.handleDown(name);
