@@ -10,7 +10,7 @@
  */
 import type { NodeName } from "../../cluster/name.ts";
 import { ownerAmong } from "../../cluster/placement.ts";
-import { limits } from "../../mqtt/limits.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { Claim, ClaimsPage, Holdings, NodeRpc, RegistryMove } from "../rpc.ts";
 import type { CoreStore } from "./core-store.ts";
 import type { PeerLink } from "./peer-link.ts";
@@ -141,7 +141,7 @@ export class RegistryShare {
     try {
       for (let after: string | undefined = ""; after !== undefined;) {
         const place: string = after;
-        const page: Holdings = await this.#host.nodeAt(node).holdings(move, place);
+        const page = await this.#insisting(() => this.#host.nodeAt(node).holdings(move, place));
         for (const held of page.sessions) this.#host.registry.handleHeld(node, held);
         after = page.next;
       }
@@ -149,6 +149,20 @@ export class RegistryShare {
     } catch (error) {
       this.#missed.add(node);
       console.error(`${node} did not say what it holds: ${String(error)}`);
+    }
+  }
+
+  /** To go on without what a node holds loses it: like any holder it is asked until it has been silent for too long. */
+  async #insisting(ask: () => Promise<Holdings>): Promise<Holdings> {
+    const startedAt = Date.now();
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await ask();
+      } catch (error) {
+        const leftMs = startedAt + limits.holderSilentMsMax - Date.now();
+        if (leftMs <= 0) throw error;
+        await scheduler.wait(Math.min(retryDelayMs(attempt), leftMs));
+      }
     }
   }
 
