@@ -45,8 +45,8 @@ const quietMs = 40_000;
 /** Until those who were cut from each other have found together; those who were cleaned are looked for more rarely. */
 const recoveryMs = 60_000;
 const recoveryOfCleanedMs = 400_000;
-/** In which nothing wakes a core. */
-const idleMs = 600_000;
+/** After which no alarm is left from before, and then in which nothing wakes a core. */
+const idleMs = 330_000;
 
 const locations = ["wnam", "weur", "apac"] as const;
 
@@ -187,6 +187,7 @@ class Scenario {
   async #checkIdle(): Promise<void> {
     const { world } = this;
     const livesOf = (): number => this.#cores.reduce((sum, { lives }) => sum + lives, 0);
+    await world.run(idleMs);
     for (const core of this.#cores) if (core.life?.maySleep) core.evict();
     const before = livesOf();
     await world.run(idleMs);
