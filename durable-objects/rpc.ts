@@ -354,8 +354,10 @@ export interface PeerRpc {
   releaseHere(clientId: string, epoch: number): Promise<void>;
   /** The nodes that may have a session of the client; undefined: this core does not own the client id. */
   holdersHere(clientId: string): Promise<readonly NodeName[] | undefined>;
-  /** Claims that have come to be another core's, page by page; asking for the next page says that this one is stored. */
+  /** The claims that have come to be another core's, page by page, ordered by client id. */
   claimsFor(move: RegistryMove, after: string): Promise<ClaimsPage>;
+  /** Claims of client ids that this core owns, from one that has made them and does not. */
+  giveClaims(claims: ClaimsPage["claims"]): Promise<void>;
   settledHere(node: NodeName): Promise<boolean>;
   /** Whether the core reaches the node, now. */
   reachesHere(node: NodeName): Promise<boolean>;
@@ -378,8 +380,10 @@ export interface Hello {
   readonly members: readonly Member[];
   /** Up to which version the core has what each writer has written. */
   readonly vector: Readonly<Record<NodeName, number>>;
-  /** The sender had taken the receiver for down since they last spoke, so it may lack changes. */
+  /** The sender had taken the receiver for down since they last spoke. */
   readonly sawDown: boolean;
+  /** The cores among which the sender divides the client ids. */
+  readonly registryCores: readonly NodeName[];
   /** The cores that the sender sees running, as far as no partition is still to be healed. */
   readonly view: readonly NodeName[];
   /** How the sender has come to what it has, since it woke. */

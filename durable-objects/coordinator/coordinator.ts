@@ -156,6 +156,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.mesh.share.claimsFor(move, after);
   }
 
+  async giveClaims(claims: ClaimsPage["claims"]): Promise<void> {
+    this.#core.mesh.share.handleGiven(claims);
+  }
+
   callOwnNode(node: NodeName, method: keyof NodeRpc, args: readonly unknown[]): Promise<unknown> {
     return this.#core.mesh.callOwnNode(node, method, args);
   }

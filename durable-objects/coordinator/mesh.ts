@@ -96,6 +96,7 @@ export class Mesh {
       cluster: settings.cluster.name,
       members,
       vector: () => store.versions.vector(),
+      registryCores: () => this.share.cores,
       bootstrap: () => this.#bootstrap,
       peerAt: (peer) => host.peerAt(peer, members.get(peer)?.domain ?? addressOf(peer)),
       ringAt,
@@ -277,7 +278,7 @@ export class Mesh {
 
   async #handleMet(link: PeerLink, hello: Hello, { wasDown, isPartitionOver }: Meeting): Promise<void> {
     this.#bootstraps.set(link.name, hello.bootstrap);
-    if (hello.sawDown) this.share.handleWasOut();
+    if (!hello.registryCores.includes(this.#host.self)) this.share.handleWasOut();
     for (const member of hello.members) this.cluster.handleMember(member);
     if (wasDown) {
       this.cluster.handleUp(link.name);

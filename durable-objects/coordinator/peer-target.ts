@@ -93,6 +93,10 @@ export class PeerTarget extends RpcTarget implements PeerRpc {
     return this.#core.claimsFor(move, after);
   }
 
+  giveClaims(claims: ClaimsPage["claims"]): Promise<void> {
+    return this.#core.giveClaims(claims);
+  }
+
   settledHere(node: NodeName): Promise<boolean> {
     return this.#core.settledHere(node);
   }

@@ -16,6 +16,7 @@ export interface PeersHost {
   readonly cluster: string;
   readonly members: Membership;
   readonly vector: () => Readonly<Record<NodeName, number>>;
+  readonly registryCores: () => Hello["registryCores"];
   readonly bootstrap: () => Hello["bootstrap"];
   /** Makes a fresh stub. */
   readonly peerAt: (name: NodeName) => PeerRpc;
@@ -114,13 +115,14 @@ export class Peers {
 
   /** What this core tells the other one. */
   hello(link: PeerLink): Hello {
-    const { cluster, members, vector, bootstrap } = this.#host;
+    const { cluster, members, vector, registryCores, bootstrap } = this.#host;
     return {
       version: rpcVersion,
       cluster,
       members: [...members.all()],
       vector: vector(),
       sawDown: link.hasLost,
+      registryCores: registryCores(),
       view: this.view(),
       bootstrap: bootstrap(),
     };

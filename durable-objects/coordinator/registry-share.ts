@@ -50,6 +50,11 @@ export class RegistryShare {
     this.#cores = host.store.fact(coresFact)?.split(" ") ?? host.alone;
   }
 
+  /** The cores among which the client ids are divided. */
+  get cores(): readonly NodeName[] {
+    return this.#cores;
+  }
+
   /** undefined: no core is in reach. */
   ownerOf(clientId: string): NodeName | undefined {
     return ownerAmong(this.#cores, clientId);
@@ -73,9 +78,13 @@ export class RegistryShare {
     return this.#host.registry.abandon(clientId, epoch, holder);
   }
 
+  #isOwn(clientId: string): boolean {
+    return this.ownerOf(clientId) === this.#host.self;
+  }
+
   /** Whether this core owns the id, and has what was known of it. */
   async #owns(clientId: string): Promise<boolean> {
-    while (this.ownerOf(clientId) === this.#host.self) {
+    while (this.#isOwn(clientId)) {
       const isOnTheWay = this.#before && ownerAmong(this.#before, clientId) !== this.#host.self;
       if (!isOnTheWay) return true;
       await this.#moving;
@@ -107,6 +116,7 @@ export class RegistryShare {
       if (moves !== this.#moves) return;
       this.#before = undefined;
       store.putFact(coresFact, after.join(" "));
+      await this.#giveAway();
     };
     this.#moving = move();
   }
@@ -128,7 +138,8 @@ export class RegistryShare {
       for (let after: string | undefined = ""; after !== undefined;) {
         const place: string = after;
         const page: ClaimsPage = await core.call((peer) => peer.claimsFor(move, place));
-        for (const { clientId, ...claim } of page.claims) this.#host.registry.takeIn(clientId, claim);
+        for (const { clientId, ...claim } of page.claims)
+          if (this.#isOwn(clientId)) this.#host.registry.takeIn(clientId, claim);
         after = page.next;
       }
     } catch (error) {
@@ -142,7 +153,7 @@ export class RegistryShare {
       for (let after: string | undefined = ""; after !== undefined;) {
         const place: string = after;
         const page = await this.#insisting(() => this.#host.nodeAt(node).holdings(move, place));
-        for (const held of page.sessions) this.#host.registry.handleHeld(node, held);
+        for (const held of page.sessions) if (this.#isOwn(held.clientId)) this.#host.registry.handleHeld(node, held);
         after = page.next;
       }
       this.#missed.delete(node);
@@ -173,19 +184,45 @@ export class RegistryShare {
     await this.#gatherFromNode(node, { owner: self, before: [], after: this.#cores });
   }
 
-  /** Claims that are another core's now. Asking for the page behind one says that it is stored. */
-  claimsFor(move: RegistryMove, after: string): ClaimsPage {
-    const { store } = this.#host;
-    const isTheirs = (clientId: string): boolean => ownerAmong(move.after, clientId) === move.owner;
-    const page = store.claims(after);
-    const claims = page.flatMap(({ clientId, claim }) => (isTheirs(clientId) ? [{ clientId, ...claim }] : []));
-    const last = page.at(-1)?.clientId;
-    if (last !== undefined) return { claims, next: last };
-    for (let place = ""; ;) {
-      const stored = store.claims(place).filter(({ clientId }) => clientId <= after);
-      for (const { clientId, claim } of stored) if (isTheirs(clientId)) store.deleteClaim(clientId, claim.epoch);
-      place = stored.at(-1)?.clientId ?? "";
-      if (stored.length < limits.pageEntriesMax) return { claims: [], next: undefined };
+  /** Claims that are another core's now. */
+  claimsFor({ owner, after: cores }: RegistryMove, after: string): ClaimsPage {
+    const page = this.#host.store.claims(after);
+    const claims = page.filter(({ clientId }) => ownerAmong(cores, clientId) === owner);
+    return { claims: claims.map(({ clientId, claim }) => ({ clientId, ...claim })), next: page.at(-1)?.clientId };
+  }
+
+  /**
+   * What this core has claimed and does not own goes to the owner: also what it claimed after that one had asked, before
+   * it knew of it. What cannot be given is given when the cores change next.
+   */
+  async #giveAway(): Promise<void> {
+    try {
+      await this.#giveAll();
+    } catch (error) {
+      console.error(`claims are not given away: ${String(error)}`);
     }
+  }
+
+  async #giveAll(): Promise<void> {
+    const { self, store, link } = this.#host;
+    for (let after: string | undefined = ""; after !== undefined;) {
+      const page = store.claims(after);
+      after = page.at(-1)?.clientId;
+      const gifts = Map.groupBy(page, ({ clientId }) => this.ownerOf(clientId));
+      for (const [owner, claims] of gifts) {
+        if (owner === undefined || owner === self) continue;
+        const given = claims.map(({ clientId, claim }) => ({ clientId, ...claim }));
+        await link(owner).call((core) => core.giveClaims(given));
+        // One that was made here meanwhile has a higher epoch, and stays.
+        for (const { clientId, epoch } of given) store.deleteClaim(clientId, epoch);
+      }
+    }
+  }
+
+  /** Who gives them may know the cores better, or less well: what turns out not to be this core's goes on. */
+  handleGiven(claims: ClaimsPage["claims"]): void {
+    for (const { clientId, ...claim } of claims) this.#host.registry.takeIn(clientId, claim);
+    if (claims.some(({ clientId }) => !this.#isOwn(clientId)))
+      setTimeout(() => void this.#giveAway(), limits.retryLastMs);
   }
 }

@@ -1,5 +1,7 @@
 /** Of a link, which no simulated core has. */
-export class RpcTarget {}
+export class RpcTarget {
+  readonly isSimulated = true;
+}
 
 /** Stands for the module "cloudflare:workers" where the Durable Object classes run in Node: see vitest.config.ts. */
 export class DurableObject {
