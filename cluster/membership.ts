@@ -74,10 +74,16 @@ export class Membership {
     return this.present().filter((member) => !isCoordinator(member));
   }
 
+  /** Whether the record is later than the one known. */
+  isNews(member: Member): boolean {
+    const known = this.#members.get(member.name);
+    return !known || isLater(member, known);
+  }
+
   /** Takes the record if it is later than the one known. @returns whether it was. */
   merge(member: Member): boolean {
-    const known = this.#members.get(member.name);
-    if (known && !isLater(member, known)) return false;
+    if (!this.isNews(member)) return false;
+    const known = this.#members.has(member.name);
     if (!known && this.#members.size >= limits.membersMax && !this.#forgetOne()) return false;
     this.#members.set(member.name, member);
     return true;

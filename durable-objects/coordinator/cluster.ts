@@ -92,13 +92,14 @@ export class Cluster {
   /** A change made elsewhere. */
   handleMember(member: Member): void {
     const { self, members } = this.#host;
-    if (!this.#take(member) || member.state === "in") return;
-    const isHere = member.name === self || (member.home === self && !this.isDown(member.name));
-    if (!isHere) return;
-    if (member.name === self && member.state === "left") return this.handleDismissed();
-    // Others have given up who is here: it joins again, as a new member.
-    const changedAt = members.nextChangeAt(member.name, Date.now());
-    const back: Member = { ...member, state: "in", joinedAt: changedAt, changedAt };
+    if (!members.isNews(member)) return;
+    const { name, home } = member;
+    const isHere = members.has(name) && (name === self || (home === self && !this.isDown(name)));
+    if (!isHere || member.state === "in") return void this.#take(member);
+    if (name === self && member.state === "left") return this.handleDismissed();
+    // Others have given up who is here: it joins again, as a new member, with all that it has.
+    const changedAt = Math.max(Date.now(), member.changedAt + 1);
+    const back: Member = { ...members.get(name)!, joinedAt: changedAt, changedAt };
     this.change(back);
     if (!isCoordinator(back)) this.#host.announce(back);
   }

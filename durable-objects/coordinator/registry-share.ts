@@ -63,7 +63,7 @@ export class RegistryShare {
   /** The claim; undefined: this core is not the owner. */
   async claim(clientId: string, node: NodeName): Promise<Claim | undefined> {
     if (!(await this.#owns(clientId))) return undefined;
-    return this.#host.registry.claim(clientId, node, Date.now());
+    return this.#host.registry.claim(clientId, node, Date.now(), this.#missed.has(node));
   }
 
   /** The nodes that may have a session of the client, the claimer first; undefined: this core is not the owner. */
