@@ -31,13 +31,13 @@ export class Registry {
     this.#linkTo = linkTo;
   }
 
-  /** @param mayHold the node may have a session that nobody has told of: without a claim by another it is not stale. */
+  /** @param mayHold the node may have a session that nobody has told of: it is not stale then. */
   claim(clientId: string, node: NodeName, now: number, mayHold: boolean): Claim {
     const before = this.#store.claimOf(clientId);
     const epoch = Math.max(now, this.#lastEpoch + 1, (before?.epoch ?? 0) + 1);
     this.#lastEpoch = epoch;
     const holders = before?.holders ?? [];
-    const own = holders.find((holder) => holder.node === node) ?? { node, since: mayHold && !before ? 0 : epoch };
+    const own = holders.find((holder) => holder.node === node) ?? { node, since: mayHold ? 0 : epoch };
     const others = holders.filter((holder) => holder.node !== node);
     this.#store.putClaim(clientId, { epoch, holders: [own, ...others] });
     return { epoch, since: own.since, holders: others };
