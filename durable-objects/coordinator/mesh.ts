@@ -121,6 +121,7 @@ export class Mesh {
       link: (core) => this.peers.link(core),
       nodes: () => members.nodes().map(({ name }) => name),
       nodeAt,
+      ringAt,
     });
     this.homes = new Homes({
       self,
@@ -177,6 +178,7 @@ export class Mesh {
     this.peers.handleAlarm(now);
     this.healer.handleAlarm(now);
     this.cluster.handleAlarm(now);
+    this.share.handleAlarm();
     this.#autocluster?.handleAlarm();
   }
 

@@ -27,10 +27,14 @@ export interface RegistryShareHost {
   /** The nodes of the cluster. */
   readonly nodes: () => readonly NodeName[];
   readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Makes sure that `handleAlarm` is called at this time or before. */
+  readonly ringAt: (at: number) => void;
 }
 
 /** The fact that says among which cores the ids were divided last. */
 const coresFact = "registry_cores";
+/** The fact that says that there may be claims here that another core owns. */
+const giftsFact = "registry_gifts";
 const gathersAtOnce = 16;
 
 export class RegistryShare {
@@ -42,12 +46,14 @@ export class RegistryShare {
   #moves = 0;
   /** Others took this core for down: they have owned its ids meanwhile. */
   #wasOut = false;
+  #isGiving = false;
   /** Nodes that could not be asked. */
   readonly #missed = new Set<NodeName>();
 
   constructor(host: RegistryShareHost) {
     this.#host = host;
     this.#cores = host.store.fact(coresFact)?.split(" ") ?? host.alone;
+    if (host.store.fact(giftsFact) === "yes") host.ringAt(Date.now() + limits.retryLastMs);
   }
 
   /** The cores among which the client ids are divided. */
@@ -110,6 +116,7 @@ export class RegistryShare {
     this.#wasOut = false;
     this.#cores = after;
     this.#before = before;
+    store.putFact(giftsFact, "yes");
     const moves = ++this.#moves;
     const move = async (): Promise<void> => {
       await this.#gather({ owner: self, before, after });
@@ -191,16 +198,27 @@ export class RegistryShare {
     return { claims: claims.map(({ clientId, claim }) => ({ clientId, ...claim })), next: page.at(-1)?.clientId };
   }
 
+  /** What could not be given is given later. */
+  handleAlarm(): void {
+    if (this.#host.store.fact(giftsFact) === "yes") void this.#giveAway();
+  }
+
   /**
    * What this core has claimed and does not own goes to the owner: also what it claimed after that one had asked, before
-   * it knew of it. What cannot be given is given when the cores change next.
+   * it knew of it.
    */
   async #giveAway(): Promise<void> {
+    const { store, ringAt } = this.#host;
+    if (this.#isGiving || this.#before) return;
+    this.#isGiving = true;
     try {
       await this.#giveAll();
+      store.putFact(giftsFact, "no");
     } catch (error) {
-      console.error(`claims are not given away: ${String(error)}`);
+      console.error(`claims are not given away yet: ${String(error)}`);
+      ringAt(Date.now() + limits.probeLastMs);
     }
+    this.#isGiving = false;
   }
 
   async #giveAll(): Promise<void> {
@@ -210,7 +228,8 @@ export class RegistryShare {
       after = page.at(-1)?.clientId;
       const gifts = Map.groupBy(page, ({ clientId }) => this.ownerOf(clientId));
       for (const [owner, claims] of gifts) {
-        if (owner === undefined || owner === self) continue;
+        if (owner === self) continue;
+        if (owner === undefined) throw new Error("no core is in reach");
         const given = claims.map(({ clientId, claim }) => ({ clientId, ...claim }));
         await link(owner).call((core) => core.giveClaims(given));
         // One that was made here meanwhile has a higher epoch, and stays.
