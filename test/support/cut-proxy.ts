@@ -1,9 +1,10 @@
 // A TCP proxy for bad networks between two brokers: it cuts, delays and goes silent ("half-open": both ends believe that
-// the connection stands, and nothing comes).
+// the connection stands, and nothing comes). The weather is everybody's, or that of one dialer: a link says whose it is in
+// its first line, `GET /link?core=<to>&from=<dialer>`.
 //
 //   const proxy = await startCutProxy(broker.port);   // others connect to proxy.port
 //   proxy.cut();                                      // as a pulled cable with a reset: all connections end, none begin
-//   proxy.silence();                                  // as a pulled cable: nothing passes, nothing ends
+//   proxy.silence("core@127.0.0.1:8084");             // as a pulled cable: nothing of this dialer's passes, nothing ends
 //   proxy.restore();
 //   proxy.delay(200);                                 // milliseconds, each way
 //   await proxy.close();
@@ -15,28 +16,42 @@ export interface CutProxy {
   readonly port: number;
   /** Connections that are open now, silenced ones among them. */
   connections(): number;
-  /** Ends all connections and refuses new ones. */
-  cut(): void;
+  /** Ends all connections, and new ones before anything passes. */
+  cut(dialer?: string): void;
   /** Connections stand and new ones are taken, but no byte passes; nor will it on these, when all is restored. */
-  silence(): void;
+  silence(dialer?: string): void;
   /** New connections pass. */
-  restore(): void;
+  restore(dialer?: string): void;
   /** What passes from now on comes so much later, in order. */
-  delay(ms: number): void;
+  delay(ms: number, dialer?: string): void;
   close(): Promise<void>;
 }
+
+/** Where the dialer of a link says who it is. */
+const dialerPattern = /^GET \/link\?\S*[?&]from=([^& ]+)/;
+
+/** What concerns whoever has no weather of its own, who has not said its name among them. */
+const everybody = "";
+
+interface Weather {
+  readonly sky: "clear" | "cut" | "silent";
+  readonly delayMs: number;
+}
+
+const clear: Weather = { sky: "clear", delayMs: 0 };
 
 /** @param port the system chooses one if it is not given */
 export async function startCutProxy(targetPort: number, port = 0): Promise<CutProxy> {
   const pairs = new Set<Pair>();
-  let weather: "clear" | "cut" | "silent" = "clear";
-  let delayMs = 0;
+  const weathers = new Map<string, Weather>();
+  const weatherOf = (dialer: string): Weather => weathers.get(dialer) ?? weathers.get(everybody) ?? clear;
+  const change = (dialer: string, changed: Partial<Weather>): void => {
+    const concerned = dialer === everybody ? [everybody, ...weathers.keys()] : [dialer];
+    for (const each of concerned) weathers.set(each, { ...weatherOf(each), ...changed });
+    for (const pair of pairs) pair.feel();
+  };
   const server = createServer({ noDelay: true }, (near) => {
-    if (weather === "cut") {
-      near.resetAndDestroy();
-      return;
-    }
-    const pair = new Pair(near, targetPort, () => delayMs, weather === "silent");
+    const pair = new Pair(near, targetPort, weatherOf);
     pairs.add(pair);
     void pair.over.then(() => pairs.delete(pair));
   });
@@ -46,16 +61,10 @@ export async function startCutProxy(targetPort: number, port = 0): Promise<CutPr
   return {
     port: (server.address() as AddressInfo).port,
     connections: () => pairs.size,
-    cut() {
-      weather = "cut";
-      for (const pair of pairs) pair.end();
-    },
-    silence() {
-      weather = "silent";
-      for (const pair of pairs) pair.silent = true;
-    },
-    restore: () => void (weather = "clear"),
-    delay: (ms) => void (delayMs = ms),
+    cut: (dialer = everybody) => change(dialer, { sky: "cut" }),
+    silence: (dialer = everybody) => change(dialer, { sky: "silent" }),
+    restore: (dialer = everybody) => change(dialer, { sky: "clear" }),
+    delay: (delayMs, dialer = everybody) => change(dialer, { delayMs }),
     async close() {
       const closed = new Promise((resolve) => server.close(resolve));
       for (const pair of pairs) pair.end();
@@ -68,17 +77,32 @@ export async function startCutProxy(targetPort: number, port = 0): Promise<CutPr
 class Pair {
   readonly #near: Socket;
   readonly #far: Socket;
+  readonly #weatherOf: (dialer: string) => Weather;
+  #dialer = everybody;
+  #isSilent = false;
   /** Resolves when both halves have ended. */
   readonly over: Promise<unknown>;
-  silent: boolean;
 
-  constructor(near: Socket, targetPort: number, delayMs: () => number, silent: boolean) {
+  constructor(near: Socket, targetPort: number, weatherOf: (dialer: string) => Weather) {
     this.#near = near;
-    this.silent = silent;
+    this.#weatherOf = weatherOf;
     this.#far = connect({ port: targetPort, host: "127.0.0.1", noDelay: true });
     this.over = Promise.all([near, this.#far].map((socket) => new Promise((done) => socket.once("close", done))));
-    this.#pass(near, this.#far, delayMs);
-    this.#pass(this.#far, near, delayMs);
+    near.once("data", (chunk: Buffer) => {
+      const [, dialer] = dialerPattern.exec(chunk.toString("latin1")) ?? [];
+      if (dialer !== undefined) this.#dialer = decodeURIComponent(dialer);
+      this.feel();
+    });
+    this.#pass(near, this.#far);
+    this.#pass(this.#far, near);
+    this.feel();
+  }
+
+  /** The weather has changed, or is known now to concern this one. */
+  feel(): void {
+    const { sky } = this.#weatherOf(this.#dialer);
+    if (sky === "cut") this.end();
+    this.#isSilent ||= sky === "silent";
   }
 
   end(): void {
@@ -86,12 +110,13 @@ class Pair {
     this.#far.resetAndDestroy();
   }
 
-  #pass(from: Socket, to: Socket, delayMs: () => number): void {
+  #pass(from: Socket, to: Socket): void {
     let line: Promise<unknown> = Promise.resolve();
     /** Acts so much later, and never before what came before it. */
     const later = (act: () => void): void => {
-      const arrived = Promise.all([line, delayMs() > 0 && sleep(delayMs())]);
-      line = arrived.then(() => this.silent || act());
+      const { delayMs } = this.#weatherOf(this.#dialer);
+      const arrived = Promise.all([line, delayMs > 0 && sleep(delayMs)]);
+      line = arrived.then(() => this.#isSilent || act());
     };
     from.on("data", (chunk: Buffer) => later(() => to.write(chunk)));
     from.once("end", () => later(() => to.end()));
