@@ -95,7 +95,7 @@ export class Mesh {
       self,
       cluster: settings.cluster.name,
       members,
-      vector: () => store.versions.vector(),
+      vector: () => this.#vector(),
       registryCores: () => this.share.cores,
       bootstrap: () => this.#bootstrap,
       peerAt: (peer) => host.peerAt(peer, members.get(peer)?.domain ?? addressOf(peer)),
@@ -276,6 +276,12 @@ export class Mesh {
     store.retained.giveVersion(self);
     store.versions.set(self, this.replication.nextStamp(Date.now()).version);
     store.putFact(replicatedFact, "yes");
+  }
+
+  /** Whoever is told of it is to be told what follows: what there is already gets versions before. */
+  #vector(): Readonly<Record<NodeName, number>> {
+    this.#replicate();
+    return this.#host.store.versions.vector();
   }
 
   async #handleMet(link: PeerLink, hello: Hello, { wasDown, isPartitionOver }: Meeting): Promise<void> {
