@@ -331,7 +331,9 @@ export interface PeerRpc {
   relay(from: NodeName, batch: Uint8Array): Promise<Uint8Array>;
   /** What the writer has changed since that version, or all of it: a page, ordered by key. */
   changes(writer: NodeName, since: number, after: string): Promise<ChangesPage>;
-  /** `from` and its deployment want to be of this cluster. */
+  /** Whether `from` and its deployment may be of this cluster. */
+  mayJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
+  /** They want to be. */
   acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer>;
   /** Of the core's cluster, to find out who joins whom; undefined: the core is not to be found. */
   size(): Promise<ClusterSize | undefined>;

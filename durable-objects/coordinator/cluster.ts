@@ -211,12 +211,18 @@ export class Cluster {
     if (settings.node.name === undefined)
       return failed("no_name", "node.name is not set: the others must know this deployment by an address");
     if (members.has(target)) return failed("already_in_cluster", `${target} is in this cluster`);
+    const ask = (question: "mayJoin" | "acceptJoin"): Promise<AdminAnswer> => {
+      const own = members.present().filter((member) => this.#isOwn(member));
+      return peers
+        .link(target)
+        .tryOnce((core) => core[question](self, own))
+        .catch((error: unknown) => failed("node_down", `${target} cannot be reached: ${String(error)}`));
+    };
+    // Who is refused stays where it is.
+    const asked = await ask("mayJoin");
+    if (!asked.ok) return asked;
     if (this.#others().length > 0) await this.#sayGoodbye();
-    const own = members.present().filter((member) => this.#isOwn(member));
-    const answer = await peers
-      .link(target)
-      .tryOnce((core) => core.acceptJoin(self, own))
-      .catch((error: unknown): AdminAnswer => failed("node_down", `${target} cannot be reached: ${String(error)}`));
+    const answer = await ask("acceptJoin");
     if (!answer.ok) return answer;
     return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
   }
@@ -232,8 +238,8 @@ export class Cluster {
       .catch((error: unknown): AdminAnswer => failed("node_down", `${target} cannot be reached: ${String(error)}`));
   }
 
-  /** Another deployment wants to be of this cluster. */
-  handleJoin(from: NodeName, joining: readonly Member[]): AdminAnswer {
+  /** Whether another deployment may be of this cluster. */
+  mayJoin(from: NodeName, joining: readonly Member[]): AdminAnswer {
     const { settings, members } = this.#host;
     const { node, cluster } = settings;
     if (cluster.discovery_strategy === "singleton")
@@ -247,11 +253,19 @@ export class Cluster {
     if (joiner.role === "replicant" && node.db_backend === "mnesia")
       return failed("replicant_with_mnesia", "node.db_backend is mnesia, which has cores only");
     if (members.has(from)) return failed("already_in_cluster", `${from} is in this cluster`);
+    return { ok: true };
+  }
+
+  /** It wants to be. */
+  handleJoin(from: NodeName, joining: readonly Member[]): AdminAnswer {
+    const { members } = this.#host;
+    const answer = this.mayJoin(from, joining);
+    if (!answer.ok) return answer;
     for (const member of joining) {
       const changedAt = Math.max(members.nextChangeAt(member.name, Date.now()), member.changedAt + 1);
       this.change({ ...member, state: "in", joinedAt: changedAt, changedAt });
     }
-    return { ok: true };
+    return answer;
   }
 
   async leave(): Promise<AdminAnswer> {

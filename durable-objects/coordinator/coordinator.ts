@@ -183,6 +183,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.mesh.cluster.join(target);
   }
 
+  async mayJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
+    return this.#core.mesh.cluster.mayJoin(from, members);
+  }
+
   async acceptJoin(from: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
     return this.#core.mesh.cluster.handleJoin(from, members);
   }

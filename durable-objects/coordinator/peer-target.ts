@@ -37,6 +37,10 @@ export class PeerTarget extends RpcTarget implements PeerRpc {
     return this.#core.changes(writer, since, after);
   }
 
+  mayJoin(_: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
+    return this.#core.mayJoin(this.#peer, members);
+  }
+
   acceptJoin(_: NodeName, members: readonly Member[]): Promise<AdminAnswer> {
     return this.#core.acceptJoin(this.#peer, members);
   }
