@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { hash32 } from "../../cluster/hash.ts";
 import { locationOf, parseNodeName } from "../../cluster/name.ts";
-import { locationHints, locationOfConnection, rendezvous, slots } from "../../cluster/placement.ts";
+import { coresByDistance, locationHints, locationOfConnection, rendezvous, slots } from "../../cluster/placement.ts";
 
 const keys = Array.from({ length: 8000 }, (_, i) => `203.0.${i >> 8}.${i & 255}`);
 const names = slots("weur", "emqxcl", 8, undefined);
@@ -89,5 +89,28 @@ describe("rendezvous hashing", () => {
     }
     expect(heirs.size).toBe(7);
     for (const count of heirs.values()) expect(Math.abs(count - 143)).toBeLessThan(70);
+  });
+});
+
+describe("the cores of a node", () => {
+  const cores = ["core@apac-ne.emqxcl", "core@enam.emqxcl", "core@weur.emqxcl", "core@wnam.emqxcl"];
+  const order = (node: string, of = cores) =>
+    coresByDistance(node, "emqxcl", of).map((core) => locationOf(core, "emqxcl"));
+
+  it.each([
+    ["node-0@weur.emqxcl", ["weur", "enam", "wnam", "apac-ne"]],
+    ["node-0@eeur.emqxcl", ["weur", "enam", "apac-ne", "wnam"]],
+    ["node-0@wnam.emqxcl", ["wnam", "enam", "weur", "apac-ne"]],
+    ["node-0@apac-ne.emqxcl", ["apac-ne", "wnam", "weur", "enam"]],
+    ["node-0@sam.emqxcl", ["enam", "weur", "wnam", "apac-ne"]],
+  ])("%s tries the nearest first", (node, expected) => {
+    expect(order(node)).toEqual(expected);
+  });
+
+  it("spread over cores that are equally near, each node in an order of its own", () => {
+    const near = ["a@weur.emqxcl", "b@weur.emqxcl", "c@weur.emqxcl"];
+    const first = (slot: number) => coresByDistance(`node-${slot}@weur.emqxcl`, "emqxcl", near)[0];
+    expect(new Set(Array.from({ length: 30 }, (_, slot) => first(slot)))).toEqual(new Set(near));
+    expect(new Set(order("node-0@local.emqxcl"))).toEqual(new Set(["apac-ne", "enam", "weur", "wnam"]));
   });
 });
