@@ -48,6 +48,7 @@ export class Cluster {
   readonly #host: ClusterHost;
   /** Since when members are down, in ms since the epoch. */
   readonly #down: Map<NodeName, number>;
+  #joining: Promise<unknown> = Promise.resolve();
 
   constructor(host: ClusterHost) {
     this.#host = host;
@@ -203,7 +204,14 @@ export class Cluster {
 
   // ---- join and leave ---------------------------------------------------------------------------------------------
 
-  async join(target: NodeName): Promise<AdminAnswer> {
+  /** One at a time: an operator, discovery and an invitation may want it at once. */
+  join(target: NodeName): Promise<AdminAnswer> {
+    const joined = this.#joining.then(() => this.#join(target));
+    this.#joining = joined.catch(() => {});
+    return joined;
+  }
+
+  async #join(target: NodeName): Promise<AdminAnswer> {
     const { self, settings, members, peers } = this.#host;
     if (settings.cluster.discovery_strategy === "singleton")
       return failed("singleton", "cluster.discovery_strategy is singleton: this node joins no other");
@@ -222,6 +230,8 @@ export class Cluster {
     const asked = await ask("mayJoin");
     if (!asked.ok) return asked;
     if (this.#others().length > 0) await this.#sayGoodbye();
+    // Who has left this cluster may be in that one.
+    for (const member of [...members.all()]) if (!this.#isOwn(member) && member.state === "left") this.#forget(member);
     const answer = await ask("acceptJoin");
     if (!answer.ok) return answer;
     return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
@@ -291,12 +301,10 @@ export class Cluster {
 
   /** This deployment is a cluster of its own from now on. */
   #goAlone(): void {
-    const { members, store, peers, handleGone, self, tell } = this.#host;
+    const { members, peers, handleGone, self, tell } = this.#host;
     for (const member of [...members.all()]) {
       if (this.#isOwn(member)) continue;
-      members.forget(member.name);
-      store.deleteMember(member.name);
-      this.#down.delete(member.name);
+      this.#forget(member);
       if (member.state === "in") handleGone(member);
       peers.forget(member.name);
       // The one who leaves hangs up: what it has said is answered until then.
@@ -308,6 +316,12 @@ export class Cluster {
         this.#take({ ...member, state: "in", changedAt: this.#changeAt(member.name) });
     }
     tell("cluster_left", { node: self });
+  }
+
+  #forget({ name }: Member): void {
+    this.#host.members.forget(name);
+    this.#host.store.deleteMember(name);
+    this.#down.delete(name);
   }
 
   async forceLeave(name: NodeName): Promise<AdminAnswer> {
