@@ -238,9 +238,22 @@ export class Mesh {
 
   /** Of a member, or of one that was given up and does not know it. */
   handleHello(from: NodeName, hello: Hello): Hello | undefined {
+    if (this.members.get(from)?.state === "left") {
+      // It may have joined again, at another core.
+      const own = hello.members.find(({ name }) => name === from);
+      if (own) this.cluster.handleMember(own);
+    }
     const member = this.members.get(from);
-    if (member === undefined || member.state === "left") return undefined;
-    return this.peers.handleHello(from, hello);
+    if (member !== undefined && member.state !== "left") return this.peers.handleHello(from, hello);
+    if (member !== undefined) void this.#dismiss(from);
+    return undefined;
+  }
+
+  /** It was away when it was made to leave. */
+  async #dismiss(core: NodeName): Promise<void> {
+    const link = this.peers.link(core);
+    await link.tryOnce((peer) => peer.dismissed()).catch(() => {});
+    if (!this.members.has(core)) this.peers.forget(core);
   }
 
   handleRelay(from: NodeName, batch: Uint8Array): Promise<Uint8Array> {
