@@ -21,7 +21,7 @@ const root = join(import.meta.dirname, "..", "..");
 const token = "a token of the tests' operators";
 
 /** A partition is noticed, confirmed and healed, each after its time. */
-const patience = { timeout: 45_000, interval: 200 };
+const patience = { timeout: 25_000, interval: 200 };
 
 export interface Deployment {
   /** The name of its core. */
