@@ -257,7 +257,9 @@ export class Mesh {
   }
 
   handleRelay(from: NodeName, batch: Uint8Array): Promise<Uint8Array> {
-    if (!this.members.has(from)) throw new Error(`${from} is not in this cluster`);
+    const state = this.members.get(from)?.state;
+    // One that was cleaned says by a relay that it is back.
+    if (state === undefined || state === "left") throw new Error(`${from} is not in this cluster`);
     return this.replication.handleRelay(this.peers.link(from), batch);
   }
 
@@ -351,8 +353,16 @@ export class Mesh {
     if (member.state === "left") this.#host.forwarder.forget(name);
     this.#host.dropNode(name);
     this.#host.store.routes.drop(name);
-    this.#host.store.versions.forget(name);
+    this.#forgetVersion(member);
     this.registry.dropHolder(name);
+  }
+
+  /** Should its node be back, a core that has not heard that it was gone is to read all anew. */
+  #forgetVersion({ name, home }: Member): void {
+    const { versions } = this.#host.store;
+    const next = versions.of(name) + 1;
+    if (this.#isReplicated && home === this.#host.self) versions.set(name, next, next);
+    else versions.forget(name);
   }
 
   #replicationOf(member: Member): Replicated | undefined {

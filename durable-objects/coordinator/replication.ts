@@ -151,7 +151,10 @@ export class Replication {
 
   #handleChanges(from: PeerLink, changes: Changes): number | Promise<number> {
     const { writer } = changes;
-    const { versions } = this.#host.store;
+    const { members, store } = this.#host;
+    const { versions } = store;
+    // Its version would say that what it has changed is here.
+    if (!members.has(writer)) return ReasonCode.Success;
     const pull = this.#pulls.get(writer);
     if (pull) return pull.then(() => this.#handleChanges(from, changes));
     const version = versions.of(writer);
