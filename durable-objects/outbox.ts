@@ -244,6 +244,7 @@ export class Outbox {
     this.#pauses++;
     setTimeout(
       () => {
+        if (this.#isClosed) return;
         this.#pausedBy = undefined;
         for (const batch of failed) this.#start(batch);
         this.#flush();
