@@ -68,9 +68,18 @@ export class Homes {
     if (ready) return ready.then(() => this.whenIn(node, term));
     const member = this.#host.members.get(node);
     if (this.isHome(node) && member!.term === term) return undefined;
-    if (member?.state === "in" && member.home !== "?" && member.term > term)
-      return Promise.reject(new Error(`${node} has gone to ${member.home} since`));
+    const next = this.#nextHome(node, term);
+    if (next !== undefined) return Promise.reject(new Error(`${node} has gone to ${next} since`));
     return this.#move(node, () => this.#takeIn(node, term));
+  }
+
+  /** Where the node went after this term. */
+  #nextHome(node: NodeName, term: number): NodeName | undefined {
+    const { members, self } = this.#host;
+    const member = members.get(node);
+    if (member?.state !== "in" || member.home === "?") return undefined;
+    const isLater = member.home === self ? member.term > term : member.term >= term;
+    return isLater ? member.home : undefined;
   }
 
   /** All that the node has is asked for again. */
@@ -91,9 +100,11 @@ export class Homes {
     const taking = replication.takeIn(node);
     for (let after: string | undefined = ""; after !== undefined;) {
       const page: NodeRoutes = await nodeAt(node).routes(after);
+      const next = this.#nextHome(node, term);
+      if (next !== undefined) throw new Error(`${node} has gone to ${next} meanwhile`);
       after = page.next;
-      // Should this core crash on the way, it begins again.
-      this.#settle(node, after === undefined ? term : unfinished);
+      // Should this core crash on the way, it begins again: the node has not been here with the term before.
+      this.#settle(node, after === undefined ? term : term - 1);
       taking.add(page, isReplicated() ? term : undefined);
     }
     this.#takenIn.set(node, taking.sent);
@@ -109,6 +120,3 @@ export class Homes {
     changeMember({ name: node, role: "replicant", domain, home: self, term, joinedAt, state: "in", changedAt });
   }
 }
-
-/** No node's term. */
-const unfinished = -1;

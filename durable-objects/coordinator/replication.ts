@@ -209,7 +209,11 @@ export class Replication {
     const behind = Object.keys(vector).filter(
       (writer) => writer !== self && members.has(writer) && vector[writer]! > store.versions.of(writer),
     );
-    for (const writer of behind) await this.pull(writer, from);
+    for (const writer of behind) {
+      // What is asked of another one meanwhile may be less.
+      for (let pull; (pull = this.#pulls.get(writer));) await pull.catch(() => {});
+      if (vector[writer]! > store.versions.of(writer)) await this.pull(writer, from);
+    }
   }
 
   /** One at a time of each writer. */
@@ -222,14 +226,16 @@ export class Replication {
   }
 
   async #pull(writer: NodeName, from: PeerLink): Promise<void> {
-    const { versions } = this.#host.store;
-    const since = versions.of(writer);
+    const { store, members } = this.#host;
+    const since = store.versions.of(writer);
     const seen = new Set<string>();
     let version: number | undefined;
     let isWhole = false;
     for (let after: string | undefined = ""; after !== undefined;) {
       const place: string = after;
       const page: ChangesPage = await from.call((peer) => peer.changes(writer, since, place));
+      // It has come to this core meanwhile, and says itself what it has; or it has left.
+      if (store.versions.of(writer) !== since || !members.has(writer)) return;
       version ??= page.version;
       isWhole ||= page.isWhole;
       for (const key of this.#apply(writer, page.entries, page.isWhole ? version : undefined)) seen.add(key);
@@ -238,7 +244,7 @@ export class Replication {
     this.keysPulled += seen.size;
     if (version === undefined || version <= since) return;
     if (isWhole) this.#removeOthers(writer, seen, version);
-    versions.set(writer, version, isWhole ? version : undefined);
+    store.versions.set(writer, version, isWhole ? version : undefined);
   }
 
   /** What is not in the whole is gone. */
@@ -266,21 +272,27 @@ export class Replication {
   /** This core becomes the node's home and starts from what the node says of its routes, page by page. */
   takeIn(node: NodeName): TakeIn {
     const { store, setRoute } = this.#host;
-    const gone = new Set(store.routes.keysOf(node));
+    const seen = new Set<string>();
+    let first: NodeRoutes | undefined;
     const taking = {
-      sent: 0,
-      keys: 0,
+      get sent() {
+        return first?.version ?? 0;
+      },
+      get keys() {
+        return seen.size;
+      },
       add: (page: NodeRoutes, term: number | undefined) => {
-        if (taking.keys === 0) taking.sent = page.version;
-        taking.keys += page.routes.length;
+        first ??= page;
         const version = term === undefined ? 0 : this.nextVersion(node, term);
         const changes: RouteChange[] = [];
         const { sent } = taking;
         for (const { key, members } of page.routes) {
-          gone.delete(key);
+          seen.add(key);
           if (store.routes.membersOf(node, key) !== members) changes.push({ key, members, sent, version });
         }
-        if (page.next === undefined) for (const key of gone) changes.push({ key, members: undefined, sent, version });
+        // Looked at last: what others have told until now was of before.
+        const gone = page.next === undefined ? store.routes.keysOf(node).filter((key) => !seen.has(key)) : [];
+        for (const key of gone) changes.push({ key, members: undefined, sent, version });
         for (const change of changes) {
           store.routes.put(node, change);
           setRoute(node, change.key, change.members);
