@@ -228,13 +228,15 @@ export class Cluster {
     };
     // Who is refused stays where it is.
     const asked = await ask("mayJoin");
-    if (!asked.ok) return asked;
+    // It has heard of this core already when an answer got lost.
+    const isRefused = (answer: AdminAnswer): boolean => !answer.ok && answer.code !== "already_in_cluster";
+    if (isRefused(asked)) return asked;
     if (this.#others().length > 0) await this.#sayGoodbye();
     // Who has left this cluster may be in that one.
     for (const member of [...members.all()]) if (!this.#isOwn(member) && member.state === "left") this.#forget(member);
     const answer = await ask("acceptJoin");
-    if (!answer.ok) return answer;
-    return (await peers.meet(target)) ? answer : failed("node_down", `${target} has gone away`);
+    if (isRefused(answer)) return answer;
+    return (await peers.meet(target)) ? { ok: true } : failed("node_down", `${target} has gone away`);
   }
 
   /** An operator wants another core to join this cluster. */

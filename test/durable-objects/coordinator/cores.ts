@@ -173,6 +173,7 @@ function rpcOf(core: Core): PeerRpc {
     hello: async (from, hello) => mesh.handleHello(from, hello),
     relay: async (from, batch) => mesh.handleRelay(from, batch),
     changes: async (writer, since, after) => mesh.replication.changes(writer, since, after),
+    mayJoin: async (from, members) => mesh.cluster.mayJoin(from, members),
     acceptJoin: async (from, members) => mesh.cluster.handleJoin(from, members),
     size: async () => mesh.size(),
     invited: (from) => mesh.cluster.join(from),
