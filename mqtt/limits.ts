@@ -114,8 +114,8 @@ export const limits = {
   probeFirstMs: 1_000,
   probeLastMs: 30_000,
   probeCleanedMs: 300_000,
-  /** How long a call between cores may take before the other one counts as down. */
-  peerCallMsMax: 5_000,
+  /** A core that has been silent for so long counts as down; half way it is asked whether it is there. */
+  peerSilentMsMax: 5_000,
   /** A partition is confirmed, reported and healed after so long each (EMQX's ekka_autoheal). */
   partitionConfirmMs: 3_000,
   partitionHealMs: 5_000,

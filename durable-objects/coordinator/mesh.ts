@@ -223,7 +223,7 @@ export class Mesh {
     const isMissed = (): boolean => missing().some(({ name }) => !this.cluster.isDown(name));
     await this.peers.meetAll();
     for (let attempt = 1; attempt < limits.attemptsMax && isMissed(); attempt++) {
-      if (Date.now() - startedAt >= limits.peerCallMsMax) break;
+      if (Date.now() - startedAt >= limits.peerSilentMsMax) break;
       await scheduler.wait(retryDelayMs(attempt));
       await this.peers.meetAll();
     }

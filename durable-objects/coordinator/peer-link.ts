@@ -31,6 +31,8 @@ export class PeerLink {
   /** ms since the epoch; when it was last there, as far as is known. */
   downAt = 0;
   nextTryAt = 0;
+  /** Whether it is there is being asked. */
+  #asking: Promise<boolean> | undefined;
   /** It is being met. */
   meeting: Promise<boolean> | undefined;
 
@@ -76,10 +78,11 @@ export class PeerLink {
     this.nextTryAt = now + Math.min(lastMs, Math.max(limits.probeFirstMs, now - this.downAt));
   }
 
-  /** Resolves when the core has applied it, or is down. What finds no room is dropped: the core will see the gap. */
+  /** Resolves when the core has applied it, or is down. Where it finds no room the core is down, to be told all when met. */
   relay(record: Uint8Array): Promise<void> {
+    if (this.#outbox?.full) this.#goDown("too much waits for it");
     const outbox = this.#outbox;
-    if (!outbox || outbox.full) return Promise.resolve();
+    if (!outbox) return Promise.resolve();
     return new Promise((resolve) => {
       const settle = (): void => {
         this.#relays.delete(settle);
@@ -108,15 +111,49 @@ export class PeerLink {
     return this.#within(call(this.#host.connect()));
   }
 
-  /** A core that does not answer at all is down at once: who waits for it would wait for each try. */
-  #within<T>(answer: Promise<T>): Promise<T> {
-    let timer: ReturnType<typeof setTimeout>;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => {
+  /**
+   * A core that does not answer at all is down at once: who waits for it would wait for each try. One that takes long over
+   * a call, because it waits for others, is there: it says so when it is asked.
+   */
+  async #within<T>(answer: Promise<T>): Promise<T> {
+    const { promise: end, reject } = Promise.withResolvers<never>();
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const look = async (): Promise<void> => {
+      timer = undefined;
+      if (!(await this.#isThere())) {
         reject(new Error("no answer came in time"));
         this.#goDown("no answer came in time");
-      }, limits.peerCallMsMax);
-    });
-    return Promise.race([answer, late]).finally(() => clearTimeout(timer));
+      } else if (isAwaited) timer = setTimeout(() => void look(), limits.peerSilentMsMax / 2);
+    };
+    let isAwaited = true;
+    timer = setTimeout(() => void look(), limits.peerSilentMsMax / 2);
+    try {
+      return await Promise.race([answer, end]);
+    } finally {
+      isAwaited = false;
+      clearTimeout(timer);
+    }
+  }
+
+  /** Whether it answers what takes no time. */
+  #isThere(): Promise<boolean> {
+    this.#asking ??= this.#ask().finally(() => (this.#asking = undefined));
+    return this.#asking;
+  }
+
+  async #ask(): Promise<boolean> {
+    const { promise: silence, resolve } = Promise.withResolvers<boolean>();
+    const timer = setTimeout(() => resolve(false), limits.peerSilentMsMax / 2);
+    const answer = async (): Promise<boolean> => {
+      await this.#host.connect().view();
+      return true;
+    };
+    try {
+      return await Promise.race([answer(), silence]);
+    } catch {
+      return false;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
