@@ -47,6 +47,8 @@ export class RegistryShare {
   /** Others took this core for down: they have owned its ids meanwhile. */
   #wasOut = false;
   #isGiving = false;
+  /** The cores have changed since the giving began. */
+  #isToGive = false;
   /** Nodes that could not be asked. */
   readonly #missed = new Set<NodeName>();
 
@@ -69,7 +71,9 @@ export class RegistryShare {
   /** The claim; undefined: this core is not the owner. */
   async claim(clientId: string, node: NodeName): Promise<Claim | undefined> {
     if (!(await this.#owns(clientId))) return undefined;
-    return this.#host.registry.claim(clientId, node, Date.now(), this.#missed.has(node));
+    // Among several cores another one may have taken itself for the owner, unknown to this one.
+    const mayHold = this.#cores.length > 1 || this.#missed.has(node);
+    return this.#host.registry.claim(clientId, node, Date.now(), mayHold);
   }
 
   /** The nodes that may have a session of the client, the claimer first; undefined: this core is not the owner. */
@@ -209,10 +213,16 @@ export class RegistryShare {
    */
   async #giveAway(): Promise<void> {
     const { store, ringAt } = this.#host;
-    if (this.#isGiving || this.#before) return;
+    // What is on the way to this core comes first; that is its end, or the alarm's, to go on.
+    if (this.#before) return ringAt(Date.now() + limits.retryLastMs);
+    this.#isToGive = true;
+    if (this.#isGiving) return;
     this.#isGiving = true;
     try {
-      await this.#giveAll();
+      while (this.#isToGive) {
+        this.#isToGive = false;
+        await this.#giveAll();
+      }
       store.putFact(giftsFact, "no");
     } catch (error) {
       console.error(`claims are not given away yet: ${String(error)}`);
