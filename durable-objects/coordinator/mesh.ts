@@ -121,6 +121,7 @@ export class Mesh {
       link: (core) => this.peers.link(core),
       nodes: () => members.nodes().map(({ name }) => name),
       nodeAt,
+      whenReady: () => this.#starting,
       ringAt,
     });
     this.homes = new Homes({

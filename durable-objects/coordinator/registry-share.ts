@@ -27,6 +27,8 @@ export interface RegistryShareHost {
   /** The nodes of the cluster. */
   readonly nodes: () => readonly NodeName[];
   readonly nodeAt: (name: NodeName) => NodeRpc;
+  /** Before the other cores have been met; undefined: they have. */
+  readonly whenReady: () => Promise<void> | undefined;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
 }
@@ -94,6 +96,8 @@ export class RegistryShare {
 
   /** Whether this core owns the id, and has what was known of it. */
   async #owns(clientId: string): Promise<boolean> {
+    // Among whom the ids are divided is not known before it has met the others.
+    await this.#host.whenReady();
     while (this.#isOwn(clientId)) {
       const isOnTheWay = this.#before && ownerAmong(this.#before, clientId) !== this.#host.self;
       if (!isOnTheWay) return true;
