@@ -76,6 +76,7 @@ export class Registry {
 
   /** What the node has of the client id from before that epoch is to end. */
   #end(node: NodeName, clientId: string, epoch: number): void {
+    console.log(JSON.stringify({ event: "session_discarded", clientid: clientId, node }));
     this.#linkTo(node).add({ bytes: endedRecord(clientId, epoch), settled: () => {} });
   }
 

@@ -39,7 +39,13 @@ export function installGlobals(world: World): () => void {
   );
   replace(globalThis, "scheduler", { wait: (ms: number) => new Promise((resolve) => timer(resolve, ms)) });
 
-  const say = (...parts: unknown[]) => world.log(`${world.running?.name} says: ${parts.map(String).join(" ")}`);
+  const say = (...parts: unknown[]) => {
+    const line = parts.map(String).join(" ");
+    world.log(`${world.running?.name} says: ${line}`);
+    // Both sides of a cut had let the client in: the cluster goes on with the later session.
+    const [, discarded] = /^{"event":"session_discarded","clientid":"([^"]*)"/.exec(line) ?? [];
+    if (discarded !== undefined) world.abandoned.add(discarded);
+  };
   const quiet = { ...console, log: say, info: say, warn: say, error: say };
   replace(
     globalThis,
