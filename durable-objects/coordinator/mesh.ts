@@ -122,6 +122,7 @@ export class Mesh {
       nodes: () => members.nodes().map(({ name }) => name),
       nodeAt,
       whenReady: () => this.#starting,
+      check: (core) => void this.peers.check(core),
       ringAt,
     });
     this.homes = new Homes({
@@ -171,7 +172,7 @@ export class Mesh {
     if (this.#others().length > 0) {
       this.#replicate();
       this.#starting = this.#meetOthers();
-    }
+    } else this.share.handleCores(this.#runningCores());
     this.#autocluster = this.#createAutocluster();
   }
 

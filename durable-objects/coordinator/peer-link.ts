@@ -31,6 +31,7 @@ export class PeerLink {
   /** ms since the epoch; when it was last there, as far as is known. */
   downAt = 0;
   nextTryAt = 0;
+  #checking: Promise<void> | undefined;
   /** Whether it is there is being asked. */
   #asking: Promise<boolean> | undefined;
   /** It is being met. */
@@ -104,6 +105,15 @@ export class PeerLink {
         else await scheduler.wait(retryDelayMs(attempt));
       }
     }
+  }
+
+  /** Resolves when it has answered, or is down. */
+  check(): Promise<void> {
+    this.#checking ??= this.call((peer) => peer.view()).then(
+      () => (this.#checking = undefined),
+      () => (this.#checking = undefined),
+    );
+    return this.#checking;
   }
 
   /** Up or down. */

@@ -110,7 +110,7 @@ export class Peers {
   async check(name: NodeName): Promise<void> {
     const link = this.link(name);
     if (!link.isUp) await this.meet(name);
-    else await link.call((peer) => peer.view()).catch(() => {});
+    else await link.check();
   }
 
   /** What this core tells the other one. */

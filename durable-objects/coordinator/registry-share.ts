@@ -29,6 +29,8 @@ export interface RegistryShareHost {
   readonly nodeAt: (name: NodeName) => NodeRpc;
   /** Before the other cores have been met; undefined: they have. */
   readonly whenReady: () => Promise<void> | undefined;
+  /** Finds out whether a core is there. */
+  readonly check: (core: NodeName) => void;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
 }
@@ -56,7 +58,7 @@ export class RegistryShare {
 
   constructor(host: RegistryShareHost) {
     this.#host = host;
-    this.#cores = host.store.fact(coresFact)?.split(" ") ?? host.alone;
+    this.#cores = host.store.fact(coresFact)?.split(" ").filter(Boolean) ?? host.alone;
     if (host.store.fact(giftsFact) === "yes") host.ringAt(Date.now() + limits.retryLastMs);
   }
 
@@ -103,13 +105,19 @@ export class RegistryShare {
       if (!isOnTheWay) return true;
       await this.#moving;
     }
+    const owner = this.ownerOf(clientId);
+    // Who asks may know better: the owner may be gone.
+    if (owner !== undefined) this.#host.check(owner);
     return false;
   }
 
   // ---- moving -----------------------------------------------------------------------------------------------------
 
   handleWasOut(): void {
+    const { self, store } = this.#host;
     this.#wasOut = true;
+    // Others believe by now that this core has asked for what it missed: should it crash first, it asks when it wakes.
+    store.putFact(coresFact, this.#cores.filter((core) => core !== self).join(" "));
   }
 
   /** @param cores the running cores, this one too. */

@@ -43,9 +43,16 @@ interface Running {
   readonly rpc: PeerRpc;
 }
 
+/** A life of a core: what is left of one that has ended hears nothing any more. */
+interface Caller {
+  readonly name: NodeName;
+  readonly isAlive: () => boolean;
+}
+
 export class Cores {
   readonly #disks = new Map<NodeName, Disk>();
   readonly #running = new Map<NodeName, Running>();
+  readonly #lives = new Map<NodeName, number>();
   readonly #cuts = new Set<string>();
   readonly nodes = new Map<NodeName, FakeNode>();
   /** Called before a call arrives; what it awaits holds the call up. */
@@ -54,12 +61,13 @@ export class Cores {
   onAnswer: (from: NodeName, to: NodeName, method: string) => Promise<void> | void = () => {};
 
   start(name: NodeName, variables: Variables): Core {
-    const disk = this.#disks.get(name) ?? new Disk();
-    this.#disks.set(name, disk);
+    const life = (this.#lives.get(name) ?? 0) + 1;
+    this.#lives.set(name, life);
+    const caller = { name, isAlive: () => this.#lives.get(name) === life };
     const core: Core = new Core(name, readSettings(variables as unknown as Env), {
-      storage: disk.storage,
-      nodeAt: (node) => this.#stub(name, node, () => this.node(node)) as unknown as NodeRpc,
-      peerAt: (peer) => this.#stub(name, peer, () => this.#running.get(peer)?.rpc),
+      storage: this.disk(name).storage,
+      nodeAt: (node) => this.#stub(caller, node, () => this.node(node)) as unknown as NodeRpc,
+      peerAt: (peer) => this.#stub(caller, peer, () => this.#running.get(peer)?.rpc),
       unlink: () => {},
       ringAt: () => {},
     });
@@ -70,6 +78,7 @@ export class Cores {
   /** What it has written is on disk. */
   crash(name: NodeName): void {
     this.#running.delete(name);
+    this.#lives.set(name, this.#lives.get(name)! + 1);
   }
 
   core(name: NodeName): Core {
@@ -100,19 +109,22 @@ export class Cores {
     return this.#cuts.has([a, b].sort().join(" "));
   }
 
-  #stub<T extends object>(from: NodeName, to: NodeName, target: () => T | undefined): T {
+  #stub<T extends object>(caller: Caller, to: NodeName, target: () => T | undefined): T {
+    const { name: from } = caller;
     const call =
       (method: string) =>
       async (...args: unknown[]): Promise<unknown> => {
         const copies = structuredClone(args);
         await new Promise((resolve) => setImmediate(resolve));
         await this.onCall(from, to, method);
+        if (!caller.isAlive()) return new Promise(() => {});
         const arrived = this.#isCut(from, to) ? undefined : target();
         if (!arrived) throw new Error(`${to} is not to be reached`);
         const answer: unknown = await (arrived as Record<string, (...args: unknown[]) => unknown>)[method]!(...copies);
         const copy: unknown = structuredClone(answer);
         await new Promise((resolve) => setImmediate(resolve));
         await this.onAnswer(from, to, method);
+        if (!caller.isAlive()) return new Promise(() => {});
         if (this.#isCut(from, to)) throw new Error(`${to} is not to be reached`);
         return copy;
       };
@@ -212,18 +224,18 @@ export async function met(cores: readonly Core[]): Promise<void> {
 }
 
 /** Holds up calls of a method, before they arrive or behind their answer. */
-export function hold(cores: Cores, when: "onCall" | "onAnswer", who: string, method: string) {
+export function hold(cores: Cores, when: "onCall" | "onAnswer", who: string, ...methods: string[]) {
   const { promise, resolve } = Promise.withResolvers<void>();
   let held = 0;
   cores[when] = (from, _, called) => {
-    if (from !== who || called !== method) return undefined;
+    if (from !== who || !methods.includes(called)) return undefined;
     held++;
     return promise;
   };
   return {
     reached: () =>
       eventually(() => {
-        if (held === 0) throw new Error(`${who} has not called ${method}`);
+        if (held === 0) throw new Error(`${who} has not called ${methods.join()}`);
       }),
     release: () => {
       cores[when] = () => {};
