@@ -15,6 +15,7 @@ import type { Member, Role } from "../../cluster/membership.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Holder } from "../rpc.ts";
+import { firstPage } from "../page.ts";
 import { migrate, type Database, type Migration, type Sql } from "../schema.ts";
 import { RetainedStore } from "./retained-store.ts";
 import { RouteStore } from "./route-store.ts";
@@ -219,7 +220,7 @@ export class CoreStore {
       "SELECT client_id, node, epoch, holders FROM claim WHERE client_id > ? ORDER BY client_id LIMIT ?",
       ...[after, limits.pageEntriesMax],
     );
-    return [...rows].map((row) => ({
+    return firstPage(rows, (row) => row.client_id).items.map((row) => ({
       clientId: row.client_id,
       claim: { epoch: row.epoch, holders: readHolders(row.node, row.holders) },
     }));

@@ -11,7 +11,8 @@
 import type { NodeName } from "../../cluster/name.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
-import { writeRouteEntry, type RouteEntry } from "../rpc.ts";
+import { firstPage } from "../page.ts";
+import { writeRouteEntry } from "../rpc.ts";
 import type { Sql } from "../schema.ts";
 import { isSameTerm, type Versions } from "./versions.ts";
 
@@ -120,15 +121,12 @@ export class RouteStore {
       ...tables.flatMap(() => [node, fromVersion, fromKey ?? "", fromVersion]),
       limits.pageEntriesMax,
     );
-    let count = 0;
-    let last: RouteEntry | undefined;
-    for (const { key, members, version } of rows) {
-      last = { key, members: members ?? undefined, version };
-      writeRouteEntry(this.#writer, last);
-      count++;
-    }
-    const isLast = count < limits.pageEntriesMax || !last;
-    return { isWhole, entries: this.#writer.take(), next: isLast ? undefined : `${last!.version} ${last!.key}` };
+    const { items, isLast } = firstPage(rows, ({ key }) => key);
+    for (const { key, members, version } of items)
+      writeRouteEntry(this.#writer, { key, members: members ?? undefined, version });
+    const last = items.at(-1);
+    const next = isLast || !last ? undefined : `${last.version} ${last.key}`;
+    return { isWhole, entries: this.#writer.take(), next };
   }
 
   /** Whether what has changed since can be told by changes alone. */

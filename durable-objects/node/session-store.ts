@@ -18,6 +18,7 @@ import { limits } from "../../mqtt/limits.ts";
 import { messageBytes, readMessage, writeMessage, type QoS } from "../../mqtt/message.ts";
 import { MessageIdSet } from "../../mqtt/message-id-set.ts";
 import type { Subscriber } from "../../cluster/subscription-table.ts";
+import { firstPage, type FirstPage } from "../page.ts";
 import type { Sql } from "../schema.ts";
 import type { StoredDelivery } from "../rpc.ts";
 import {
@@ -84,15 +85,17 @@ export class SessionStore {
   }
 
   /** A page of the filters, and share groups, that sessions here subscribe by, in order. */
-  filters(after: string, count: number): string[] {
+  filters(after: string): FirstPage<{ readonly filter: string }> {
     const query = "SELECT DISTINCT filter FROM subscription WHERE filter > ? ORDER BY filter LIMIT ?";
-    return [...this.#sql.exec<{ filter: string }>(query, after, count)].map(({ filter }) => filter);
+    const rows = this.#sql.exec<{ filter: string }>(query, after, limits.pageEntriesMax);
+    return firstPage(rows, ({ filter }) => filter);
   }
 
   /** A page of the client ids that have a session here, in order, each with the epoch of its last opening. */
-  clientIds(after: string, count: number): { clientId: string; epoch: number }[] {
+  clientIds(after: string): FirstPage<{ readonly clientId: string; readonly epoch: number }> {
     const query = "SELECT client_id AS clientId, epoch FROM session WHERE client_id > ? ORDER BY client_id LIMIT ?";
-    return this.#sql.exec<{ clientId: string; epoch: number }>(query, after, count).toArray();
+    const rows = this.#sql.exec<{ clientId: string; epoch: number }>(query, after, limits.pageEntriesMax);
+    return firstPage(rows, ({ clientId }) => clientId);
   }
 
   /** Whatever a crash half-way left under this name is not the new session's (G9). */
