@@ -654,6 +654,12 @@ export class Session {
       // An exchange ends as it began, whatever has been subscribed since.
       if (delivery)
         return { kind: "publish", packetId: entry.packetId, dup: true, delivery: { ...delivery, qos: entry.qos } };
+      // It was not to be kept, as before its subscription was granted. A client that has it waits for the end.
+      if (entry.qos === 2) {
+        entry.state = "pubrel";
+        this.#qos2Changed();
+        return { kind: "pubrel", packetId: entry.packetId };
+      }
       this.#settle(entry);
     }
     return undefined;

@@ -216,8 +216,10 @@ function written(set: MessageIdSet): Uint8Array {
 /** A checkpoint with the numbers that a session's messages have here, the first of them `firstSeq`. */
 function renumbered(checkpoint: Checkpoint, seqs: ReadonlyMap<number, number>, firstSeq: number): Checkpoint {
   const inflight = checkpoint.inflight.flatMap((entry) => {
-    const seq = entry.state === "pubrel" ? firstSeq : seqs.get(entry.seq);
-    return seq === undefined ? [] : [{ ...entry, seq }];
+    const seq = seqs.get(entry.seq);
+    if (entry.state === "publish" && seq !== undefined) return [{ ...entry, seq }];
+    // Its client has it and waits for the end, or may.
+    return entry.qos === 2 ? [{ ...entry, state: "pubrel" as const, seq: firstSeq }] : [];
   });
   const sent = inflight.filter(({ state }) => state === "publish").map(({ seq }) => seq);
   return { ...checkpoint, inflight, sentUpTo: Math.max(firstSeq - 1, ...sent) };

@@ -15,7 +15,7 @@ import {
 } from "mqtt-packet";
 import type { ConnectionRecord, Interest, Ledger, Publication, SessionRecord } from "./oracle.ts";
 import type { SimulatedObject } from "./object.ts";
-import { holdersOf } from "./replicas.ts";
+import { hasHiddenSession } from "./replicas.ts";
 import { Wire, type ClientEnd } from "./socket.ts";
 import type { Scheduled } from "./timeline.ts";
 import type { Dice, World } from "./world.ts";
@@ -222,7 +222,7 @@ export class Client {
     const { record } = attempt;
     record.askedAt = this.#world.now;
     record.startsClean = this.#wantsRestart;
-    this.#isHidden ||= this.#mayBeHiddenFrom(record.wire.nodeName);
+    this.#isHidden ||= hasHiddenSession(this.#world, this.name, record.wire.nodeName);
     const sessionExpiryInterval = this.#isEnding ? 0 : expirySeconds;
     attempt.send({
       cmd: "connect",
@@ -308,7 +308,7 @@ export class Client {
       return;
     }
     // What it had there may be taken for lost, or come back later: what it is owed from now on is this session's.
-    const isHidden = this.#isHidden || this.#mayBeHiddenFrom(attempt.wire.nodeName);
+    const isHidden = this.#isHidden || hasHiddenSession(this.#world, this.name, attempt.wire.nodeName);
     this.#isHidden = false;
     this.#checkSessionPresent(attempt.record, sessionPresent, isHidden);
     attempt.isConnected = true;
@@ -354,12 +354,6 @@ export class Client {
     if (isPresent && !this.#hasAskedForSession) this.#world.violate(`session: present for ${this.name}, a new client`);
     if (!isPresent && !isHidden && !this.#mayHaveExpired && !this.#world.abandoned.has(this.name))
       this.#world.violate(`session: not present for ${this.name} on ${wire.nodeName}`);
-  }
-
-  /** Whether a cut keeps a node from what another one has of this client. */
-  #mayBeHiddenFrom(nodeName: string): boolean {
-    const { splits, now } = this.#world;
-    return holdersOf(this.#world, this.name).some((holder) => splits.hides(holder, nodeName, now));
   }
 
   /** The server learns of a connection's end when it is there or later, and counts from then. */

@@ -23,12 +23,26 @@ export function homeOf({ objects, splits: { cores } }: World, node: string): str
   return row?.core ?? coresByDistance(node, domain, cores)[0]!;
 }
 
-/** The nodes that have a session of the client. */
-export function holdersOf({ objects }: World, clientId: string): string[] {
-  return [...objects.values()].flatMap(({ name, disk }) => {
-    const clientIds = disk.tables.includes("session") ? disk.rows<Session>("SELECT client_id FROM session") : [];
-    return clientIds.some(({ client_id }) => client_id === clientId) ? [name] : [];
-  });
+/**
+ * Whether a node may not know, by design, what another one has of a client: those who answer it, of whom there are its home
+ * and the owner of the client id, may have been out of reach of that one, or of its home, and know it not even now.
+ */
+export function isHidden(world: World, clientId: string, holder: string, node: string): boolean {
+  const { splits, now } = world;
+  const felt = splits.during(now, now);
+  if (felt.length === 0) return false;
+  const isSplit = (a: string, b: string): boolean => felt.some(({ isBetween }) => isBetween(a, b));
+  const answering = [node, homeOf(world, node), ownerAmong([...splits.cores].sort(), clientId)!];
+  const asked = [holder, homeOf(world, holder)];
+  return answering.some((one) => asked.some((other) => isSplit(one, other)));
+}
+
+/** Whether any node has a session of the client that may be hidden from this one. */
+export function hasHiddenSession(world: World, clientId: string, node: string): boolean {
+  const nodes = [...world.objects.values()].filter(({ disk }) => disk.tables.includes("session"));
+  const isHolder = ({ disk }: SimulatedObject): boolean =>
+    disk.rows<Session>("SELECT client_id FROM session").some(({ client_id }) => client_id === clientId);
+  return nodes.some((each) => isHidden(world, clientId, each.name, node) && isHolder(each));
 }
 
 interface Session {

@@ -46,13 +46,6 @@ export class Splits {
     return this.#all().filter((split) => split.from <= until && from < split.until);
   }
 
-  /** Whether a node may not know, by design, what another one has of a client: nobody who answers it may reach that one. */
-  hides(holder: string, node: string, now: number): boolean {
-    const splits = this.during(now, now);
-    const isSplit = (a: string, b: string): boolean => splits.some(({ isBetween }) => isBetween(a, b));
-    return isSplit(holder, node) || this.cores.some((core) => !isSplit(node, core) && isSplit(holder, core));
-  }
-
   #all(): Split[] {
     const { cuts, outages } = this.#network;
     const { recoveryMs, autocleanMs } = this.#plan;

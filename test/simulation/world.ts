@@ -22,6 +22,7 @@ import { random } from "../support/random.ts";
 import { Network } from "./network.ts";
 import type { Life, SimulatedObject } from "./object.ts";
 import type { Wire } from "./socket.ts";
+import { isHidden } from "./replicas.ts";
 import { Splits } from "./splits.ts";
 import { Timeline, type Scheduled } from "./timeline.ts";
 
@@ -141,7 +142,7 @@ export class World {
   handleConnected(wire: Wire): void {
     const before = this.#connected.get(wire.clientId);
     const isOpen = before && before !== wire && before.isOpenAtServer;
-    if (isOpen && !this.splits.hides(before.nodeName, wire.nodeName, this.now))
+    if (isOpen && !isHidden(this, wire.clientId, before.nodeName, wire.nodeName))
       this.violate(`two: ${wire.clientId} is connected to ${before.nodeName} and to ${wire.nodeName}`);
     this.#connected.set(wire.clientId, wire);
   }
