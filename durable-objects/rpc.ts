@@ -21,7 +21,7 @@ export interface CoordinatorRpc {
    */
   route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
-  claim(clientId: string, node: NodeName, term: number): Promise<Claim>;
+  claim(clientId: string, node: NodeName, term: number): Promise<GrantedClaim>;
   /**
    * The claimer goes on without a holder that it cannot reach: what that one has of the client id ends when it hears of it.
    * @returns whether the claim with this epoch is still the latest
@@ -51,6 +51,12 @@ export interface Claim {
   readonly since: number;
   /** The others that may hold a session of the client id, the latest first. */
   readonly holders: readonly Holder[];
+}
+
+/** As the claimer is told of it. */
+export interface GrantedClaim extends Claim {
+  /** Holders of deployments that are not in reach: there is no use in asking them. */
+  readonly away: readonly NodeName[];
 }
 
 /** A node that may hold a session. One of an epoch before `since` is stale: the cluster went on without it. */

@@ -15,6 +15,7 @@ import type {
   CoordinatorRpc,
   CoreAdminRpc,
   Found,
+  GrantedClaim,
   Hello,
   NodeInfo,
   NodeRpc,
@@ -77,7 +78,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.route(node, connection, batch);
   }
 
-  claim(clientId: string, node: NodeName, term: number): Promise<Claim> {
+  claim(clientId: string, node: NodeName, term: number): Promise<GrantedClaim> {
     return this.#core.mesh.claim(clientId, node, term);
   }
 

@@ -20,6 +20,7 @@ import {
   memberRecord,
   type Claim,
   type ClusterSize,
+  type GrantedClaim,
   type Hello,
   type NodeRpc,
   type PeerRpc,
@@ -442,13 +443,25 @@ export class Mesh {
   // ---- registry ---------------------------------------------------------------------------------------------------
 
   /** The claim is made by the core that owns the client id; should that one be gone, another one comes to own it. */
-  async claim(clientId: string, node: NodeName, term: number): Promise<Claim> {
+  async claim(clientId: string, node: NodeName, term: number): Promise<GrantedClaim> {
     for (let coming; (coming = this.homes.whenIn(node, term));) await coming;
-    return this.#askOwner(
+    const claim = await this.#askOwner<Claim>(
       clientId,
       () => this.share.claim(clientId, node),
       (owner) => owner.claimHere(clientId, node),
     );
+    const isAway = await Promise.all(claim.holders.map((holder) => this.#isAway(holder.node)));
+    return { ...claim, away: claim.holders.flatMap((holder, index) => (isAway[index] ? [holder.node] : [])) };
+  }
+
+  /** The node is of another deployment, of which no core is in reach. They are tried now. */
+  async #isAway(node: NodeName): Promise<boolean> {
+    const domain = this.members.get(node)?.domain;
+    if (domain === undefined || domain === this.#host.settings.domain) return false;
+    const cores = this.members.coordinators().filter((core) => core.domain === domain);
+    if (cores.some(({ name }) => this.peers.isUp(name))) return false;
+    const isMet = await Promise.all(cores.map(({ name }) => this.peers.meet(name)));
+    return !isMet.includes(true);
   }
 
   async abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {

@@ -7,14 +7,15 @@
  * asked for a session waits for its own older claim of it and refuses when its own is newer. So waiting only ever goes
  * from newer claims to older ones, and cannot go round.
  *
- * A holder that cannot be reached for a while is abandoned: the core will tell it, and the client gets a new session.
+ * A holder that cannot be reached for a while is abandoned: the core will tell it, and the client gets a new session. At
+ * once, if the core knows that its deployment is not in reach: a client may not wait as long as that takes to find out.
  *
  * How a session comes from another node is in takeover.ts.
  */
 import type { OpenRequest } from "../../mqtt/channel.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Session } from "../../mqtt/session.ts";
-import { openedRecord, rpcVersion, type Claim, type TakenOver } from "../rpc.ts";
+import { openedRecord, rpcVersion, type GrantedClaim, type TakenOver } from "../rpc.ts";
 import type { Broker } from "./broker.ts";
 import type { Connection } from "./connection.ts";
 import { HolderLink, Unreachable } from "./holder-link.ts";
@@ -25,7 +26,7 @@ import { Takeover } from "./takeover.ts";
 interface Opening {
   readonly connection: Connection;
   /** undefined: superseded before it claimed. */
-  readonly claim: Promise<Claim | undefined>;
+  readonly claim: Promise<GrantedClaim | undefined>;
   readonly done: Promise<void>;
   /** The one that this one waits for before it claims. */
   before: Opening | undefined;
@@ -83,7 +84,7 @@ export class Claims {
     const { clientId, username } = facts;
     const claim = await opening.claim;
     if (!claim) return;
-    const { epoch, since, holders } = claim;
+    const { epoch, since, holders, away } = claim;
     opening.epoch = epoch;
     const takeover = new Takeover(broker, clientId, epoch);
     this.#endStale(clientId, since);
@@ -97,6 +98,7 @@ export class Claims {
         isReached: () => broker.core.reaches(node),
       });
       try {
+        if (away.includes(node)) throw new Unreachable(node);
         const taken = await holder.takeOver(clientId, epoch, resume);
         if (taken.kind === "superseded") opening.superseded = true;
         if (opening.superseded) break;

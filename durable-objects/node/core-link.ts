@@ -6,7 +6,7 @@ import type { NodeName } from "../../cluster/name.ts";
 import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { isOverloaded, Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
-import type { Claim, CoordinatorRpc, NodeRpc, RetainedPage } from "../rpc.ts";
+import type { CoordinatorRpc, GrantedClaim, NodeRpc, RetainedPage } from "../rpc.ts";
 import type { Home } from "./home.ts";
 
 export interface CoreLinkEvents {
@@ -71,7 +71,7 @@ export class CoreLink {
     this.outbox.reconnect();
   }
 
-  claim(clientId: string): Promise<Claim> {
+  claim(clientId: string): Promise<GrantedClaim> {
     return this.#call((core) => core.claim(clientId, this.#node, this.#home.term));
   }
 
