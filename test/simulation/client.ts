@@ -122,7 +122,7 @@ export class Client {
     this.#dice = world.dice();
     this.#wantsRestart = plan.expirySeconds === 0;
     this.#wanted = new Map(plan.filters.map((filter) => [filter.filter, filter]));
-    this.session = ledger.addSession(plan.name, plan.expirySeconds);
+    this.session = ledger.addSession(plan);
     this.#plan(this.#dice.between(0, 50), () => this.#connect());
   }
 
@@ -366,7 +366,7 @@ export class Client {
 
   #beginSession(): void {
     this.#incoming.clear();
-    if (this.#latest) this.session = this.#ledger.addSession(this.name, this.plan.expirySeconds);
+    if (this.#latest) this.session = this.#ledger.addSession(this.plan);
     for (const interest of this.#interests.values()) interest.until = this.#world.now;
     this.#interests.clear();
     this.#unsubscribing.clear();

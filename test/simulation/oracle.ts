@@ -23,7 +23,7 @@
  *   will        not of a connection that ended meanwhile
  */
 import { matches, parseShared } from "../../mqtt/topic.ts";
-import type { Filter, Leaving, WillPlan } from "./client.ts";
+import type { ClientPlan, Filter, Leaving, WillPlan } from "./client.ts";
 import { homeOf } from "./replicas.ts";
 import type { Wire } from "./socket.ts";
 import type { World } from "./world.ts";
@@ -62,6 +62,8 @@ export interface SessionRecord {
   /** It outlives its connections; for longer than the run. */
   readonly isDurable: boolean;
   readonly lasts: boolean;
+  /** Of a share group. */
+  readonly isMember: boolean;
   readonly interests: Interest[];
   readonly arrivals: Arrival[];
   /** Where it has been: each node with its home core then, from the CONNACK there. */
@@ -109,9 +111,10 @@ export class Ledger {
     this.#world = world;
   }
 
-  addSession(clientId: string, expirySeconds: number): SessionRecord {
+  addSession({ name, expirySeconds, filters }: ClientPlan): SessionRecord {
     const session = {
-      clientId,
+      clientId: name,
+      isMember: filters.some(({ filter }) => parseShared(filter).group !== undefined),
       isDurable: expirySeconds > 0,
       lasts: expirySeconds > 3600,
       interests: [],
@@ -179,22 +182,21 @@ export class Ledger {
 /** What the clients have seen, when all is over. */
 export function checkDeliveries(world: World, ledger: Ledger): void {
   for (const session of ledger.sessions) {
-    const counts = new Map<string, number>();
-    for (const { name, retain } of session.arrivals) if (!retain) counts.set(name, (counts.get(name) ?? 0) + 1);
-    checkLost(world, ledger, session, counts);
-    if (session.isDurable) checkTwice(world, ledger, session, counts);
+    checkLost(world, ledger, session);
+    if (session.isDurable) checkTwice(world, ledger, session);
     checkOrder(world, ledger, session);
   }
   checkGroups(world, ledger);
   for (const connections of ledger.connections.values()) checkWills(world, ledger, connections);
 }
 
-function checkLost(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
+function checkLost(world: World, ledger: Ledger, session: SessionRecord): void {
+  const arrived = new Set(session.arrivals.flatMap(({ name, retain }) => (retain ? [] : [name])));
   for (const interest of session.interests) {
     const { filter, qos, since, until } = interest;
     if (until !== undefined || qos === 0 || parseShared(filter).group !== undefined) continue;
     for (const publication of ledger.publications.values()) {
-      const isMissing = isOwed(publication, filter, since) && !counts.has(publication.name);
+      const isMissing = isOwed(publication, filter, since) && !arrived.has(publication.name);
       if (isMissing && !isSevered(world, publication, interest))
         world.violate(
           `lost: ${publication.name} (QoS ${publication.qos}) to ${session.clientId}, subscribed to ${filter}`,
@@ -231,16 +233,16 @@ function isAfter({ topic, firstSentAt }: Publication, filter: string, since: num
   return firstSentAt > since && matches(filter, topic);
 }
 
-function checkTwice(world: World, ledger: Ledger, session: SessionRecord, counts: ReadonlyMap<string, number>): void {
-  const isExact = session.interests.every(({ qos }) => qos === 2);
-  for (const [name, count] of counts) {
+function checkTwice(world: World, ledger: Ledger, session: SessionRecord): void {
+  if (session.isMember) return;
+  const seen = new Set<string>();
+  for (const { name, qos, retain } of session.arrivals) {
     const publication = ledger.publications.get(name);
-    if (!publication || count === 1) continue;
-    const isShared = session.interests.some(({ filter }) => filter.startsWith("$share/"));
+    if (!publication || retain || !(publication.isCalm || qos === 2)) continue;
     // A publisher whose session is gone sends anew what it does not know to have arrived.
     const isAnew = publication.isAnew || world.abandoned.has(publication.publisher);
-    const isOnce = publication.isCalm || (isExact && publication.qos === 2);
-    if (isOnce && !isShared && !isAnew) world.violate(`twice: ${name} ${count} times to ${session.clientId}`);
+    if (seen.has(name) && !isAnew) world.violate(`twice: ${name} to ${session.clientId}`);
+    seen.add(name);
   }
 }
 
@@ -250,7 +252,7 @@ function haveOneCore(a: Publication, b: Publication): boolean {
 }
 
 function checkOrder(world: World, ledger: Ledger, session: SessionRecord): void {
-  if (session.interests.some(({ filter }) => filter.startsWith("$share/"))) return;
+  if (session.isMember) return;
   const latest = new Map<string, Publication>();
   const seen = new Set<string>();
   for (const { name, qos, retain } of session.arrivals) {

@@ -49,14 +49,19 @@ export class Splits {
   #all(): Split[] {
     const { cuts, outages } = this.#network;
     const { recoveryMs, autocleanMs } = this.#plan;
-    const felt = [...cuts, ...outages].filter(({ from, until }) => until - from >= feltMsMin);
-    const lengthMs = felt.reduce((sum, { from, until }) => sum + until - from, 0);
+    const felt = [...cuts, ...outages].filter((cut) => lengthOf(cut) >= feltMsMin);
+    const lengthMs = felt.reduce((sum, cut) => sum + lengthOf(cut), 0);
     const mayClean = autocleanMs > 0 && lengthMs >= autocleanMs;
     return felt.map((cut) => {
       const isBetween = (a: string, b: string): boolean => isCut(cut, a, b);
-      return { from: cut.from, until: cut.until + recoveryMs, mayClean, isBetween };
+      return { from: cut.from, until: cut.from + lengthOf(cut) + recoveryMs, mayClean, isBetween };
     });
   }
+}
+
+/** Until the last caller has been told. */
+function lengthOf(cut: Cut | Outage): number {
+  return cut.until - cut.from + ("silenceMs" in cut ? cut.silenceMs : 0);
 }
 
 function isCut(cut: Cut | Outage, a: string, b: string): boolean {
