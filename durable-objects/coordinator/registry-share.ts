@@ -262,8 +262,10 @@ export class RegistryShare {
 
   /** Who gives them may know the cores better, or less well: what turns out not to be this core's goes on. */
   handleGiven(claims: ClaimsPage["claims"]): void {
-    for (const { clientId, ...claim } of claims) this.#host.registry.takeIn(clientId, claim);
-    if (claims.some(({ clientId }) => !this.#isOwn(clientId)))
-      setTimeout(() => void this.#giveAway(), limits.retryLastMs);
+    const { registry, store, ringAt } = this.#host;
+    for (const { clientId, ...claim } of claims) registry.takeIn(clientId, claim);
+    if (claims.every(({ clientId }) => this.#isOwn(clientId))) return;
+    store.putFact(giftsFact, "yes");
+    ringAt(Date.now() + limits.retryLastMs);
   }
 }
