@@ -288,7 +288,9 @@ export class Replication {
         const { sent } = taking;
         for (const { key, members } of page.routes) {
           seen.add(key);
-          if (store.routes.membersOf(node, key) !== members) changes.push({ key, members, sent, version });
+          // One that has no version is of before there were others, and unknown to them.
+          const isTold = version === 0 || store.routes.versionOf(node, key) > 0;
+          if (!isTold || store.routes.membersOf(node, key) !== members) changes.push({ key, members, sent, version });
         }
         // Looked at last: what others have told until now was of before.
         const gone = page.next === undefined ? store.routes.keysOf(node).filter((key) => !seen.has(key)) : [];

@@ -86,6 +86,7 @@ test("G8: routes of before there were several cores are told to the others", asy
   disk.sql.exec("UPDATE member SET home = '?' WHERE home <> ''");
   disk.commit();
   const other = cores.start(b, of(a, b));
+  await eventually(() => expect(other.mesh.whenReady()).toBe(undefined));
   await met([cores.start(a, of(a, b)), other]);
   await eventually(() => expect(cores.routesOf(b)).toEqual([`${n} t/1`]));
 });
