@@ -124,6 +124,7 @@ export class Mesh {
       nodeAt,
       whenReady: () => this.#starting,
       check: (core) => void this.peers.check(core),
+      isAway: (node) => this.#isAway(node),
       ringAt,
     });
     this.homes = new Homes({

@@ -31,6 +31,8 @@ export interface RegistryShareHost {
   readonly whenReady: () => Promise<void> | undefined;
   /** Finds out whether a core is there. */
   readonly check: (core: NodeName) => void;
+  /** The node is of a deployment that is not in reach. */
+  readonly isAway: (name: NodeName) => Promise<boolean>;
   /** Makes sure that `handleAlarm` is called at this time or before. */
   readonly ringAt: (at: number) => void;
 }
@@ -175,7 +177,7 @@ export class RegistryShare {
     try {
       for (let after: string | undefined = ""; after !== undefined;) {
         const place: string = after;
-        const page = await this.#insisting(() => this.#host.nodeAt(node).holdings(move, place));
+        const page = await this.#insisting(node, (rpc) => rpc.holdings(move, place));
         for (const held of page.sessions) if (this.#isOwn(held.clientId)) this.#host.registry.handleHeld(node, held);
         after = page.next;
       }
@@ -187,14 +189,14 @@ export class RegistryShare {
   }
 
   /** To go on without what a node holds loses it: like any holder it is asked until it has been silent for too long. */
-  async #insisting(ask: () => Promise<Holdings>): Promise<Holdings> {
+  async #insisting(node: NodeName, ask: (rpc: NodeRpc) => Promise<Holdings>): Promise<Holdings> {
     const startedAt = Date.now();
     for (let attempt = 1; ; attempt++) {
       try {
-        return await ask();
+        return await ask(this.#host.nodeAt(node));
       } catch (error) {
         const leftMs = startedAt + limits.holderSilentMsMax - Date.now();
-        if (leftMs <= 0) throw error;
+        if (leftMs <= 0 || (await this.#host.isAway(node))) throw error;
         await scheduler.wait(Math.min(retryDelayMs(attempt), leftMs));
       }
     }
