@@ -17,7 +17,7 @@ interface Run {
 
 const runs: readonly Run[] = [
   { shape: "one core", replay: "SIM_SEED", seedsMax: 1000, guarantees: "[G1] [G2] [G3] [G4] [G7]" },
-  { shape: "several cores", replay: "SIM_CLUSTER", seedsMax: 1, guarantees: "[G1] [G2] [G3] [G4] [G7] [G8]" },
+  { shape: "several cores", replay: "SIM_CLUSTER", seedsMax: 1000, guarantees: "[G1] [G2] [G3] [G4] [G7] [G8]" },
 ];
 const replayed = runs.find(({ replay }) => process.env[replay] !== undefined);
 
