@@ -229,30 +229,36 @@ export class Replication {
     const { store, members } = this.#host;
     const since = store.versions.of(writer);
     const seen = new Set<string>();
-    let version: number | undefined;
-    let isWhole = false;
+    let first: ChangesPage | undefined;
     for (let after: string | undefined = ""; after !== undefined;) {
       const place: string = after;
       const page: ChangesPage = await from.call((peer) => peer.changes(writer, since, place));
       // It has come to this core meanwhile, and says itself what it has; or it has left.
       if (store.versions.of(writer) !== since || !members.has(writer)) return;
-      version ??= page.version;
-      isWhole ||= page.isWhole;
-      for (const key of this.#apply(writer, page.entries, page.isWhole ? version : undefined)) seen.add(key);
+      first ??= page;
+      // What has changed since cannot be told any more: all that there is has another beginning.
+      if (page.isWhole !== first.isWhole) return this.#pull(writer, from);
+      this.#takePage(writer, { ...page, after, version: first.version }, seen);
       after = page.next;
     }
-    this.keysPulled += seen.size;
-    if (version === undefined || version <= since) return;
-    if (isWhole) this.#removeOthers(writer, seen, version);
+    if (!first || first.version <= since) return;
+    const { version, isWhole } = first;
+    if (isWhole && !this.#isCoordinator(writer)) this.#removeOthers(writer, seen, version);
     store.versions.set(writer, version, isWhole ? version : undefined);
+  }
+
+  /** @param seen routes that are there: there may be too many retained messages for that. */
+  #takePage(writer: NodeName, page: ChangesPage & { readonly after: string }, seen: Set<string>): void {
+    const keys = this.#apply(writer, page.entries, page.isWhole ? page.version : undefined);
+    this.keysPulled += keys.length;
+    if (!page.isWhole) return;
+    if (this.#isCoordinator(writer)) this.#host.store.retained.dropMissing(writer, page, new Set(keys));
+    else for (const key of keys) seen.add(key);
   }
 
   /** What is not in the whole is gone. */
   #removeOthers(writer: NodeName, seen: ReadonlySet<string>, version: number): void {
-    const { store } = this.#host;
-    // Retained messages that were cleared are told, and those that expired are gone by themselves.
-    if (this.#isCoordinator(writer)) return;
-    const gone = store.routes.keysOf(writer).filter((key) => !seen.has(key));
+    const gone = this.#host.store.routes.keysOf(writer).filter((key) => !seen.has(key));
     this.#applyRoutes(
       writer,
       gone.map((key) => ({ key, members: undefined, version })),

@@ -48,7 +48,8 @@ export class RetainedStore {
   readonly #versions: Versions;
   readonly #writer = new ByteWriter();
   readonly #latest = new LatestIds();
-  #clearings = 0;
+  /** What `cleared` has of each writer, at most; not known before the first clearing of a life. */
+  readonly #clearings = new Map<NodeName, number>();
 
   constructor(sql: Sql, versions: Versions) {
     this.#sql = sql;
@@ -104,8 +105,10 @@ export class RetainedStore {
 
   #putCleared(topic: string, writer: NodeName, version: number): void {
     this.#sql.exec("INSERT OR REPLACE INTO cleared VALUES (?, ?, ?)", topic, writer, version);
-    if (++this.#clearings < limits.removalsPerWriterMax) return;
-    this.#clearings = 0;
+    const count = this.#clearings.get(writer) ?? this.#clearedBy(writer) - 1;
+    this.#clearings.set(writer, count + 1);
+    if (count + 1 < limits.removalsPerWriterMax) return;
+    this.#clearings.set(writer, limits.removalsPerWriterMax / 2);
     const query = "SELECT version FROM cleared WHERE writer = ? ORDER BY version DESC LIMIT 1 OFFSET ?";
     const [oldest] = this.#sql.exec<{ version: number }>(query, writer, limits.removalsPerWriterMax / 2);
     if (!oldest) return;
@@ -113,11 +116,15 @@ export class RetainedStore {
     this.#versions.set(writer, this.#versions.of(writer), oldest.version);
   }
 
+  #clearedBy(writer: NodeName): number {
+    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM cleared WHERE writer = ?", writer).one().n;
+  }
+
   // ---- replication ------------------------------------------------------------------------------------------------
 
   /** There are other cores from now on: changes are read by their versions. */
   index(): void {
-    this.#sql.exec("CREATE INDEX IF NOT EXISTS retained_version ON retained (writer, version)");
+    this.#sql.exec("CREATE INDEX IF NOT EXISTS retained_version ON retained (writer, version, topic)");
     this.#sql.exec("CREATE INDEX IF NOT EXISTS cleared_version ON cleared (writer, version)");
   }
 
@@ -181,9 +188,24 @@ export class RetainedStore {
     return writer.take();
   }
 
-  topicsOf(writer: NodeName): string[] {
-    const query = "SELECT topic FROM retained WHERE writer = ?";
-    return [...this.#sql.exec<{ topic: string }>(query, writer)].map(({ topic }) => topic);
+  /**
+   * What is not on a page of all that the writer has left was cleared, longer ago than anybody remembers.
+   * @param after where the page begins
+   * @param next where it ends; undefined: with this version
+   */
+  dropMissing(
+    writer: NodeName,
+    { after, next, version }: { readonly after: string; readonly next: string | undefined; readonly version: number },
+    topics: ReadonlySet<string>,
+  ): void {
+    const [from, fromTopic] = placeOf(after) ?? [0, ""];
+    // Behind the last version there is no topic.
+    const [to, toTopic] = placeOf(next ?? "") ?? [version + 1, ""];
+    const rows = this.#sql.exec<{ topic: string }>(
+      "SELECT topic FROM retained WHERE writer = ? AND (version, topic) > (?, ?) AND (version, topic) <= (?, ?)",
+      ...[writer, from, fromTopic, to, toTopic],
+    );
+    for (const { topic } of rows.toArray()) if (!topics.has(topic)) this.#delete("topic = ?", topic);
   }
 
   /** Bounded in messages, in bytes and in topics looked at. */

@@ -41,7 +41,7 @@ export class RouteStore {
   readonly #sql: Sql;
   readonly #versions: Versions;
   readonly #writer = new ByteWriter();
-  /** Removals of each node since they were last counted. */
+  /** What `removed` has of each node, at most; not known before the first removal of a life. */
   readonly #removals = new Map<NodeName, number>();
 
   constructor(sql: Sql, versions: Versions) {
@@ -79,9 +79,15 @@ export class RouteStore {
 
   #putRemoved(node: NodeName, key: string, sent: number, version: number): void {
     this.#sql.exec("INSERT OR REPLACE INTO removed VALUES (?, ?, ?, ?)", key, node, sent, version);
-    const count = (this.#removals.get(node) ?? 0) + 1;
-    this.#removals.set(node, count % limits.removalsPerWriterMax);
-    if (count === limits.removalsPerWriterMax) this.#forgetRemovals(node);
+    const count = (this.#removals.get(node) ?? this.#removedBy(node) - 1) + 1;
+    this.#removals.set(node, count);
+    if (count < limits.removalsPerWriterMax) return;
+    this.#removals.set(node, limits.removalsPerWriterMax / 2);
+    this.#forgetRemovals(node);
+  }
+
+  #removedBy(node: NodeName): number {
+    return this.#sql.exec<{ n: number }>("SELECT count(*) AS n FROM removed WHERE node = ?", node).one().n;
   }
 
   /** The older half of the node's removals. */
@@ -96,6 +102,7 @@ export class RouteStore {
   drop(node: NodeName): void {
     this.#sql.exec("DELETE FROM route WHERE node = ?", node);
     this.#sql.exec("DELETE FROM removed WHERE node = ?", node);
+    this.#removals.delete(node);
   }
 
   // ---- replication ------------------------------------------------------------------------------------------------
