@@ -91,9 +91,13 @@ export class Peers {
   async #meet(link: PeerLink): Promise<boolean> {
     try {
       const { self } = this.#host;
-      const answer = await link.tryOnce((peer) => peer.hello(self, this.hello(link)));
+      const said = this.hello(link);
+      const answer = await link.tryOnce((peer) => peer.hello(self, said));
       if (!answer) throw new Error(`${self} is no member for it`);
-      await this.#handleHello(link, answer);
+      const met = this.#handleHello(link, answer);
+      // What has changed since was not said, and not relayed to a core that was not up yet.
+      const again = isSaid(said, this.hello(link)) || link.call((peer) => peer.hello(self, this.hello(link)));
+      await Promise.all([met, again]);
       return true;
     } catch (error) {
       const now = Date.now();
@@ -164,4 +168,9 @@ export class Peers {
       else this.#host.ringAt(nextTryAt);
     }
   }
+}
+
+/** Whether the one has the members and versions of the other. */
+function isSaid(said: Hello, now: Hello): boolean {
+  return JSON.stringify([said.members, said.vector]) === JSON.stringify([now.members, now.vector]);
 }
