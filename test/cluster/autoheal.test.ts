@@ -6,7 +6,7 @@ function plan(views: string, byAge: string) {
   const seen = new Map(
     views.split(" ").map((view) => {
       const [core = "", others = ""] = view.split(":");
-      return [core, [...others]] as const;
+      return [core, others.split("")] as const;
     }),
   );
   const healing = planHealing(seen, byAge.split(""));
