@@ -13,7 +13,7 @@
  * order in which they joined (EMQX's guid): the oldest running core is the leader.
  */
 import { limits } from "../mqtt/limits.ts";
-import type { NodeName } from "./name.ts";
+import { faultOfNodeName, isMember, type NodeName } from "./name.ts";
 
 export type Role = "core" | "replicant";
 
@@ -107,6 +107,19 @@ export class Membership {
 
 export function isCoordinator({ home }: Member): boolean {
   return home === "";
+}
+
+/** What is wrong with a record that another deployment has sent, in a few words. */
+export function faultOfMember(value: unknown): string | undefined {
+  const { name, role, domain, home, term, joinedAt, state, changedAt } = (value ?? {}) as {
+    [key in keyof Member]: unknown;
+  };
+  if (typeof name !== "string" || faultOfNodeName(name) !== undefined) return "its name is none";
+  if (typeof domain !== "string" || !isMember(name, domain)) return "its name is not of its domain";
+  if (typeof home !== "string") return "its home is none";
+  if (role !== "core" && role !== "replicant") return "its role is none";
+  if (state !== "in" && state !== "left" && state !== "cleaned") return "its state is none";
+  return [term, joinedAt, changedAt].every(Number.isSafeInteger) ? undefined : "its times or its term are no numbers";
 }
 
 /** Two records of one moment must not make two cores disagree. */

@@ -10,7 +10,7 @@
  * again it says itself that it is back, as a new member, and all that it has.
  */
 import type { Settings } from "../../cluster/config.ts";
-import { isCoordinator, type Member, type Membership } from "../../cluster/membership.ts";
+import { faultOfMember, isCoordinator, type Member, type Membership } from "../../cluster/membership.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import type { AdminAnswer, ClusterSize, ClusterView, MemberView, Replicated } from "../rpc.ts";
 import type { CoreStore } from "./core-store.ts";
@@ -93,6 +93,8 @@ export class Cluster {
   /** A change made elsewhere. */
   handleMember(member: Member): void {
     const { self, members } = this.#host;
+    const fault = faultOfMember(member);
+    if (fault !== undefined) return console.error(`a record of a member is not taken: ${fault}`);
     if (!members.isNews(member)) return;
     const { name, home } = member;
     const isHere = members.has(name) && (name === self || (home === self && !this.isDown(name)));
@@ -257,6 +259,8 @@ export class Cluster {
     if (cluster.discovery_strategy === "singleton")
       return failed("singleton", "cluster.discovery_strategy is singleton: nobody joins this node");
     if (node.role === "replicant") return failed("cannot_join_to_replicant", "a cluster is joined at one of its cores");
+    const fault = joining.map(faultOfMember).find((each) => each !== undefined);
+    if (fault !== undefined) return failed("bad_members", `${from} brings a record that is none: ${fault}`);
     const joiner = joining.find(({ name }) => name === from);
     if (!joiner || joining.some(({ domain }) => domain !== joiner.domain))
       return failed("bad_members", `${from} brings members of other deployments`);
