@@ -436,9 +436,20 @@ export class Mesh {
     if (!isReached) return this.cluster.handleDown(node);
     this.cluster.handleUp(node);
     const member = this.members.get(node);
-    // Its clients may be silent for long, and without its routes they get nothing.
-    if (member?.state === "cleaned" && member.home === this.#host.self) void this.homes.takeInAgain(node);
+    if (member?.state === "cleaned" && member.home === this.#host.self) void this.#takeBack(node);
     else void this.share.handleNodeBack(node, false);
+  }
+
+  /** Its clients may be silent for long, and without its routes they get nothing; nor is it looked for any more. */
+  async #takeBack(node: NodeName): Promise<void> {
+    for (let attempt = 1; attempt <= limits.attemptsMax; attempt++) {
+      try {
+        return await this.homes.takeInAgain(node);
+      } catch (error) {
+        console.error(`${node} is back, and does not say what it has: ${String(error)}`);
+        await scheduler.wait(retryDelayMs(attempt));
+      }
+    }
   }
 
   // ---- registry ---------------------------------------------------------------------------------------------------

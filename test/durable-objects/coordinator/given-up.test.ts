@@ -57,4 +57,21 @@ describe("G8: a living node that others have given up", () => {
     await eventually(() => expect(cores.routesOf(b)).toEqual([`${n} t/new`]));
     expect(other.store.versions.of(n)).toBe(home.store.versions.of(n));
   });
+
+  test("and is back is asked again when it fails to answer", async () => {
+    const cores = new Cores();
+    const [home] = (await together(cores, of(a, b), a, b)) as [Core];
+    await tell(home, n, 0, cores.node(n).add("t/1"));
+    const member = home.mesh.members.get(n)!;
+    home.mesh.cluster.change({ ...member, state: "cleaned", changedAt: member.changedAt + 1 });
+    await eventually(() => expect(cores.routesOf(b)).toEqual([]));
+
+    let failures = 2;
+    cores.onCall = (_, to, method) => {
+      if (to === n && method === "routes" && failures-- > 0) throw new Error("it has crashed");
+    };
+    home.mesh.handleReach(n, true);
+    await eventually(() => expect(cores.routesOf(b)).toEqual([`${n} t/1`]));
+    expect(home.mesh.members.has(n)).toBe(true);
+  });
 });
