@@ -135,3 +135,23 @@ test("two deployments that were apart are one again", { timeout: 60_000 }, async
   await whenRoutesAgree(a, b);
   await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
 });
+
+test(
+  "[G8] cluster.autoheal = false: nobody restarts, and the routes are those of the nodes all the same",
+  {
+    timeout: 60_000,
+  },
+  async () => {
+    const [a, b] = await startCluster(2, { TRELLIS_CLUSTER__AUTOHEAL: "false" });
+    const clients = await connectToEach([a, b]);
+    cut([a], [b]);
+    await changeOnEach(clients);
+    await whenSeen([a], { stopped: [b] });
+    await whenSeen([b], { stopped: [a] });
+    restore(a, b);
+    await whenSeen([a, b], { running: [a, b] });
+    await whenRoutesAgree(a, b);
+    await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
+    for (const each of [a, b]) expect(each.events("partition_found")).toEqual([]);
+  },
+);
