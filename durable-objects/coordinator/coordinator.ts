@@ -100,6 +100,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
   }
 
   async retained(filter: string, after: string | undefined, messagesMax: number): Promise<RetainedPage> {
+    await this.#core.mesh.whenReady();
     return this.#core.retained(filter, after, messagesMax);
   }
 

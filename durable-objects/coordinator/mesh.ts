@@ -541,6 +541,7 @@ export class Mesh {
 
   /** Resolves when all that any core in reach has routed to the node before has reached it; to false if one cannot. */
   async settled(node: NodeName): Promise<boolean> {
+    await this.#starting;
     const others = this.peers.up().map((peer) => peer.call((core) => core.settledHere(node)).catch(() => true));
     const isSettled = await Promise.all([this.#host.forwarder.linkTo(node).settled(), ...others]);
     return !isSettled.includes(false);

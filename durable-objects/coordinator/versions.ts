@@ -54,8 +54,8 @@ export class Versions {
   }
 }
 
-/** Room for the changes of one term. */
-const changesPerTerm = 2 ** 32;
+/** Room for the changes of one term, and in the 48 bits that a version is sent with for as many terms. */
+const changesPerTerm = 2 ** 24;
 
 /** The first version of a node's term; later terms have higher versions. */
 export function firstVersionOf(term: number): number {
