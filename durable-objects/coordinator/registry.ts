@@ -95,7 +95,8 @@ export class Registry {
     // Nobody is taking one over from the other: the older of the two is from before.
     const older = known.epoch > epoch ? node : known.holders[0]!.node;
     if (older !== node) this.#store.putClaim(clientId, held);
-    this.#end(older, clientId, Math.max(known.epoch, epoch));
+    // Two cores may have given one number: the end is then of the next.
+    this.#end(older, clientId, known.epoch === epoch ? epoch + 1 : Math.max(known.epoch, epoch));
   }
 
   /** The node is in the cluster no more. */

@@ -181,12 +181,13 @@ export class Claims {
     while (opening?.before) opening = opening.before;
     if (opening) {
       const own = await opening.claim.catch(() => undefined);
-      if (own && own.epoch > epoch) return { kind: "superseded" };
+      // Two cores that are cut from each other may give one number twice: then neither waits for the other.
+      if (own && own.epoch >= epoch) return { kind: "superseded" };
       supersede(opening);
       await opening.done;
     }
     const connected = this.#sessions.byClientId(clientId);
-    if (connected && connected.epoch > epoch) return { kind: "superseded" };
+    if (connected && connected.epoch >= epoch) return { kind: "superseded" };
     if (connected) {
       this.#sessions.closeConnection(connected);
       // What the client publishes on its next node must not come before what is under way from here (G2).

@@ -69,6 +69,10 @@ test.each<{ seed: number; what: string }>([
   { seed: 5, what: "[G8] a route that changes twice in one batch is the same on all cores" },
   { seed: 230, what: "[G4] a core that wakes gives no client id before it has met the others" },
   { seed: 408, what: "[MQTT-4.3.3-1] what is lost with a subscription that was not granted ends at the client, too" },
+  {
+    seed: 473,
+    what: "[G4] of two claims with one number, by cores that were cut from each other, neither waits for the other",
+  },
   // seeds
   { seed: 3027, what: "[G1] a core that wakes says that a node has everything only when it has met the others" },
 ])("$what (seed $seed, several cores)", async ({ seed }) => {
