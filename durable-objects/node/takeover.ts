@@ -97,6 +97,9 @@ export class Takeover {
     if (moved.version !== rpcVersion)
       throw new Error(`${giver.node} gives sessions of version ${moved.version}, ${rpcVersion} is taken here`);
     const { sessions, sequence, store, table } = this.#broker;
+    // Two sides of a cut may have let the client in, and this one before the other.
+    const older = sessions.byClientId(this.#clientId);
+    if (older?.connected) sessions.closeConnection(older);
     const copy = sessions.byClientId(this.#clientId);
     const session = sessions.create(this.#clientId);
     session.expiryInterval = moved.expiryInterval;
