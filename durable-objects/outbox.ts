@@ -81,9 +81,9 @@ export class Outbox {
     return this.#waitingBytes >= limits.outboxBytesMax;
   }
 
-  /** Nothing waits, nothing is under way. */
+  /** Nothing waits, also not for the next try; nothing is under way. */
   get isIdle(): boolean {
-    return this.#waiting.length === 0 && this.#underWay === 0 && this.#failed.length === 0;
+    return this.#waiting.length === 0 && this.#underWay === 0 && this.#pausedBy === undefined;
   }
 
   /** Nothing is sent any more, and nothing answered. */

@@ -178,6 +178,19 @@ describe("failure", () => {
     expect(to.settled).toEqual(["A 0"]);
   });
 
+  test("[G1] it is not idle before what failed has been answered", async () => {
+    expect(to.outbox.isIdle).toBe(true);
+    to.add("A");
+    expect(to.outbox.isIdle).toBe(false);
+    await turn();
+    await to.calls[0]!.fail();
+    expect(to.outbox.isIdle).toBe(false);
+    await vi.advanceTimersByTimeAsync(limits.retryFirstMs);
+    expect(to.outbox.isIdle).toBe(false);
+    await to.calls[1]!.answer();
+    expect(to.outbox.isIdle).toBe(true);
+  });
+
   test("QoS 0 is not sent twice: it is dropped and counted", async () => {
     for (const letter of "aBcd") to.add(letter);
     await turn();
