@@ -73,7 +73,6 @@ test.each<{ seed: number; what: string }>([
     seed: 473,
     what: "[G4] of two claims with one number, by cores that were cut from each other, neither waits for the other",
   },
-  // seeds
   { seed: 3027, what: "[G1] a core that wakes says that a node has everything only when it has met the others" },
 ])("$what (seed $seed, several cores)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false, shape: "several cores" })).violations).toEqual([]);
