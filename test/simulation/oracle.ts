@@ -287,7 +287,7 @@ function checkGroups(world: World, ledger: Ledger): void {
     const qosMax = interests.some(({ until }) => until !== undefined) ? 1 : 2;
     for (const publication of ledger.publications.values())
       if (isOwed(publication, parseShared(filter).filter, since) && !arrived.has(publication.name))
-        if (publication.qos <= qosMax)
+        if (publication.qos <= qosMax && !interests.every((each) => isSevered(world, publication, each)))
           world.violate(`lost: ${publication.name} (QoS ${publication.qos}) to the group ${filter}`);
   }
 }
