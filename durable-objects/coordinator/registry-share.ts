@@ -267,6 +267,7 @@ export class RegistryShare {
     const { registry, store, ringAt } = this.#host;
     for (const { clientId, ...claim } of claims) registry.takeIn(clientId, claim);
     if (claims.every(({ clientId }) => this.#isOwn(clientId))) return;
+    this.#isToGive = true;
     store.putFact(giftsFact, "yes");
     ringAt(Date.now() + limits.retryLastMs);
   }
