@@ -95,6 +95,7 @@ export class Client {
   #isRestless = true;
   /** It connects once more, to end its session. */
   #isEnding = false;
+  #hasEnded = false;
   /** It has vanished. */
   #isGone = false;
 
@@ -160,7 +161,7 @@ export class Client {
   /** What it still waits for. */
   get owed(): string | undefined {
     if (this.#isGone) return undefined;
-    if (this.#isEnding) return this.#attempt ? "the end of its session" : undefined;
+    if (this.#isEnding) return this.#hasEnded ? undefined : "the end of its session";
     if (!this.#attempt?.isConnected) return "a connection";
     if (this.#outgoing.size > 0) return `acknowledgements of ${[...this.#outgoing.keys()].join(", ")}`;
     if (this.#published < (this.plan.publishes?.count ?? 0)) return "its turn to publish";
@@ -301,6 +302,7 @@ export class Client {
       return this.#leave("close", this.#dice.between(200, 1000));
     }
     if (this.#isEnding) {
+      this.#hasEnded = true;
       attempt.isConnected = true;
       this.#attempt = undefined;
       this.#forget();
