@@ -59,6 +59,12 @@ export class RouteTable {
   readonly #loneNodes = new Map<NodeName, readonly NodeName[]>();
   /** How many routes have a filter under each first level that begins with "$": { "$SYS/": 3 }. */
   readonly #dollarCounts = new Map<string, number>();
+  #version = 0;
+
+  /** Changes whenever what a topic matches may have changed: a node or a group of a filter that came or went. */
+  get version(): number {
+    return this.#version;
+  }
 
   /** How many filters have a route. */
   get size(): number {
@@ -70,6 +76,7 @@ export class RouteTable {
     const route = this.#getOrCreate(filter);
     if (route.nodes.includes(node)) return;
     route.nodes = route.nodes.length === 0 ? this.#loneNode(node) : [...route.nodes, node];
+    this.#version++;
   }
 
   /** The node has no ordinary subscriber to the filter any more. */
@@ -86,6 +93,7 @@ export class RouteTable {
     if (shareGroup === undefined) {
       shareGroup = new ShareGroup(limits.groupPublishersMax);
       route.groups.set(group, shareGroup);
+      this.#version++;
     }
     shareGroup.set(node, members);
   }
@@ -146,6 +154,7 @@ export class RouteTable {
       const rest = route.nodes.filter((each) => each !== node);
       const lone = rest.length === 1 ? rest[0] : undefined;
       route.nodes = lone === undefined ? rest : this.#loneNode(lone);
+      this.#version++;
     }
     this.#deleteIfEmpty(route);
   }
@@ -154,6 +163,7 @@ export class RouteTable {
     const shareGroup = route.groups?.get(group);
     if (shareGroup === undefined || !shareGroup.delete(node) || shareGroup.size > 0) return;
     route.groups?.delete(group);
+    this.#version++;
     if (route.groups?.size === 0) route.groups = undefined;
     this.#deleteIfEmpty(route);
   }

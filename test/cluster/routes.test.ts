@@ -120,6 +120,27 @@ describe("route table", () => {
     expect(matched(table, "$SYS")).toHaveLength(1);
   });
 
+  it("says by its version whether what a topic matched may be used again", () => {
+    const table = new RouteTable();
+    const isChangedBy = (change: () => void): boolean => {
+      const before = table.version;
+      change();
+      return table.version !== before;
+    };
+    expect(isChangedBy(() => table.add(a, "t"))).toBe(true);
+    expect(isChangedBy(() => table.add(a, "t"))).toBe(false);
+    expect(isChangedBy(() => table.add(b, "t"))).toBe(true);
+    expect(isChangedBy(() => table.setShared(a, "g", "t", 1))).toBe(true);
+    // The same group still picks: it knows its members.
+    expect(isChangedBy(() => table.setShared(b, "g", "t", 1))).toBe(false);
+    expect(isChangedBy(() => table.removeShared(b, "g", "t"))).toBe(false);
+    expect(isChangedBy(() => table.removeShared(a, "g", "t"))).toBe(true);
+    expect(isChangedBy(() => table.remove(a, "other"))).toBe(false);
+    expect(isChangedBy(() => table.remove(a, "t"))).toBe(true);
+    expect(isChangedBy(() => table.dropNode(b))).toBe(true);
+    expect(isChangedBy(() => table.dropNode(b))).toBe(false);
+  });
+
   it.each([1, 2, 3])("agrees with a plain set of entries, seed %d", (seed) => {
     const next = random(seed);
     const pick = <T>(of: readonly [T, ...T[]]): T => of[Math.floor(next() * of.length)] ?? of[0];
