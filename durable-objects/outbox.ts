@@ -1,6 +1,11 @@
 /**
- * Natural batching toward one destination object. What is added in one turn leaves as one batch; while batches are
- * under way more gathers, so an idle broker sends one message at once and a busy one large batches, without a timer.
+ * Natural batching toward one destination object: what is added while a batch is under way leaves as the next one. So an
+ * idle broker sends one message at once, at the end of the event that brought it, and a busy one large batches. A
+ * destination that is far away does not make them wait: after a moment what has gathered goes behind the batches that
+ * are under way, and so does at once what is large.
+ *
+ * Records are copied into the batch that is being gathered, so that a message costs bytes, and an object only when
+ * somebody waits for its answer.
  *
  * Order: batches are called in order on one stub, and calls on one stub arrive in order (G2). After a failure nothing
  * new is sent until all calls under way have settled; then the failed batches go again, first to last, on a new stub:
@@ -14,8 +19,10 @@
  *
  * Bounds (G6): bytes waiting, bytes and number of batches.
  */
+import { ByteWriter } from "../mqtt/byte-buffer.ts";
 import { limits, retryDelayMs } from "../mqtt/limits.ts";
-import { joinRecords } from "./rpc.ts";
+import { rpcVersion } from "./rpc.ts";
+import { Turn } from "./turn.ts";
 
 /** What happened to a record: the answer's reason code, or `undefined` when the destination is unreachable. */
 export type Settled = (reasonCode: number | undefined) => void;
@@ -26,18 +33,23 @@ export interface Parkable {
   readonly settled: Settled;
 }
 
-interface Item {
-  readonly bytes: Uint8Array;
-  /** undefined: QoS 0, nobody waits. */
-  readonly settled: Settled | undefined;
-  readonly whenUnreachable: "drop" | "giveUp" | "park";
+/** Who waits for a record of a batch; nobody does at QoS 0. */
+interface Waiter {
+  /** Of the record, among those of the batch, and in its bytes. */
+  readonly index: number;
+  readonly start: number;
+  readonly end: number;
+  readonly settled: Settled;
+  readonly isParkable: boolean;
 }
 
 interface Batch {
   /** Its place in the order of sending. */
   readonly number: number;
-  readonly items: readonly Item[];
-  readonly bytes: number;
+  /** With the version in front. */
+  readonly bytes: Uint8Array;
+  readonly records: number;
+  readonly waiters: readonly Waiter[];
   /** Calls that failed; those that met an overload do not count. */
   failures: number;
 }
@@ -57,12 +69,18 @@ export class Outbox {
   readonly #countDropped: CountDropped;
   readonly #park: Park | undefined;
   #send: SendBatch | undefined;
-  #waiting: Item[] = [];
+  /** The batch that is being gathered. */
+  readonly #writer = new ByteWriter();
+  #records = 0;
+  #waiters: Waiter[] = [];
+  /** Batches that are as large as they may be. */
+  #sealed: Batch[] = [];
   #waitingBytes = 0;
   #underWay = 0;
   #nextNumber = 0;
   #failed: Batch[] = [];
-  #scheduled = false;
+  readonly #turn = new Turn(() => this.#flush());
+  #moment: ReturnType<typeof setTimeout> | undefined;
   #isClosed = false;
   /** Why nothing new is sent until the next try. */
   #pausedBy: "failure" | "overload" | "reconnect" | undefined;
@@ -83,30 +101,33 @@ export class Outbox {
 
   /** Nothing waits, also not for the next try; nothing is under way. */
   get isIdle(): boolean {
-    return this.#waiting.length === 0 && this.#underWay === 0 && this.#pausedBy === undefined;
+    return this.#waitingBytes === 0 && this.#underWay === 0 && this.#pausedBy === undefined;
   }
 
   /** Nothing is sent any more, and nothing answered. */
   close(): void {
     this.#isClosed = true;
-    this.#waiting = [];
+    this.#takeWaiting();
   }
 
   /** QoS 0: nobody waits for it, and at the bound it is the first to go. */
   addUnacknowledged(bytes: Uint8Array): void {
     if (this.#pausedBy === "overload") this.#countDropped("overloaded", 1);
     else if (this.#waitingBytes >= limits.outboxBytesMaxQos0) this.#countDropped("outbox_full", 1);
-    else this.#add({ bytes, settled: undefined, whenUnreachable: "drop" });
+    else {
+      this.#write(bytes);
+      this.#schedule();
+    }
   }
 
   /** Settled with undefined when the destination is unreachable: only where there is a place to park. */
   add(bytes: Uint8Array, settled: Settled): void {
-    this.#add({ bytes, settled, whenUnreachable: "giveUp" });
+    this.#add(bytes, settled, false);
   }
 
   /** Parked when the destination is unreachable. */
   addParkable({ bytes, settled }: Parkable): void {
-    this.#add({ bytes, settled, whenUnreachable: "park" });
+    this.#add(bytes, settled, true);
   }
 
   /** Resolves when the record is answered, rejects when the destination is unreachable. */
@@ -126,73 +147,88 @@ export class Outbox {
     this.#retryWhenSettled();
   }
 
-  #add(item: Item): void {
-    this.#waiting.push(item);
-    this.#waitingBytes += item.bytes.length;
+  #add(bytes: Uint8Array, settled: Settled, isParkable: boolean): void {
+    const start = this.#write(bytes);
+    this.#waiters.push({ index: this.#records - 1, start, end: start + bytes.length, settled, isParkable });
     this.#schedule();
   }
 
+  /** @returns where the record is in the batch. */
+  #write(bytes: Uint8Array): number {
+    if (this.#records > 0 && this.#writer.length - 1 + bytes.length > limits.batchBytesMax)
+      this.#sealed.push(this.#seal());
+    if (this.#records === 0) this.#writer.u8(rpcVersion);
+    const start = this.#writer.length;
+    this.#writer.raw(bytes);
+    this.#records++;
+    this.#waitingBytes += bytes.length;
+    return start;
+  }
+
+  #seal(): Batch {
+    const batch = {
+      number: this.#nextNumber++,
+      bytes: this.#writer.take(),
+      records: this.#records,
+      waiters: this.#waiters,
+      failures: 0,
+    };
+    this.#records = 0;
+    this.#waiters = [];
+    return batch;
+  }
+
   #schedule(): void {
-    if (this.#scheduled || this.#pausedBy) return;
-    this.#scheduled = true;
-    setImmediate(() => {
-      this.#scheduled = false;
-      this.#flush();
-    });
-  }
-
-  #flush(): void {
     if (this.#pausedBy) return;
-    while (this.#waiting.length > 0 && this.#underWay < limits.batchesInFlightMax) this.#start(this.#nextBatch());
+    if (this.#underWay === 0 || this.#waitingBytes >= limits.batchBytesSoon) return this.#turn.endSoon();
+    this.#moment ??= setTimeout(() => {
+      this.#moment = undefined;
+      this.#flush();
+    }, limits.batchGatherMs);
   }
 
-  #nextBatch(): Batch {
-    let count = 0;
-    let bytes = 0;
-    while (count < this.#waiting.length) {
-      const next = bytes + this.#waiting[count]!.bytes.length;
-      if (count > 0 && next > limits.batchBytesMax) break;
-      bytes = next;
-      count++;
+  /** @returns how many batches were sent. */
+  #flush(): number {
+    let sent = 0;
+    while (!this.#pausedBy && this.#underWay < limits.batchesInFlightMax) {
+      const batch = this.#sealed.shift() ?? (this.#records > 0 ? this.#seal() : undefined);
+      if (!batch) break;
+      this.#waitingBytes -= recordBytes(batch);
+      this.#start(batch);
+      sent++;
     }
-    this.#waitingBytes -= bytes;
-    return { number: this.#nextNumber++, items: this.#waiting.splice(0, count), bytes, failures: 0 };
+    return sent;
   }
 
   #start(batch: Batch): void {
     this.#underWay++;
-    const records = joinRecords(
-      batch.items.map((item) => item.bytes),
-      batch.bytes,
-    );
-    void this.#call(batch, records);
+    void this.#call(batch);
   }
 
   /** The call is made at once; its answer is one code a record. */
-  async #call(batch: Batch, records: Uint8Array): Promise<void> {
+  async #call(batch: Batch): Promise<void> {
     let codes: Uint8Array;
     try {
       // Called at once; what it throws at once fails like any other answer, later.
-      codes = await this.#sendNow(records);
-      if (codes.length !== batch.items.length)
-        throw new Error(`${codes.length} answers came to ${batch.items.length} records`);
+      codes = await this.#sendNow(batch.bytes);
+      if (codes.length !== batch.records) throw new Error(`${codes.length} answers came to ${batch.records} records`);
     } catch (error) {
       return this.#handleFailure(batch, error);
     }
     this.#handleAnswer(batch, codes);
   }
 
-  async #sendNow(records: Uint8Array): Promise<Uint8Array> {
+  async #sendNow(bytes: Uint8Array): Promise<Uint8Array> {
     this.#send ??= this.#connect();
-    return this.#send(records);
+    return this.#send(bytes);
   }
 
-  #handleAnswer(batch: Batch, codes: Uint8Array): void {
+  #handleAnswer({ waiters }: Batch, codes: Uint8Array): void {
     this.#underWay--;
     this.#pauses = 0;
-    for (const [index, item] of batch.items.entries()) settle(item, codes[index]);
+    for (const waiter of waiters) settle(waiter, codes[waiter.index]);
     this.#retryWhenSettled();
-    this.#schedule();
+    if (this.#waitingBytes > 0 && !this.#pausedBy) this.#turn.endSoon();
   }
 
   #handleFailure(batch: Batch, error: unknown): void {
@@ -202,32 +238,50 @@ export class Outbox {
     this.#pausedBy = overloaded ? "overload" : (this.#pausedBy ?? "failure");
     if (overloaded) this.#shed();
     else batch.failures++;
-    const kept = batch.items.filter((item) => item.settled !== undefined);
-    if (kept.length < batch.items.length)
-      this.#countDropped(overloaded ? "overloaded" : "unreachable", batch.items.length - kept.length);
-    if (kept.length > 0) this.#failed.push({ ...batch, items: kept, bytes: bytesOf(kept) });
+    this.#failed.push(...this.#withoutQos0([batch], overloaded ? "overloaded" : "unreachable"));
     if (batch.failures % limits.attemptsMax === 0 && !overloaded)
-      console.error(`a batch of ${batch.items.length} has failed ${batch.failures} times: ${String(error)}`);
+      console.error(`a batch of ${batch.records} has failed ${batch.failures} times: ${String(error)}`);
     this.#retryWhenSettled();
   }
 
   /** QoS 0 goes first. */
   #shed(): void {
-    const kept = this.#waiting.filter((item) => item.settled !== undefined);
-    if (kept.length < this.#waiting.length) this.#countDropped("overloaded", this.#waiting.length - kept.length);
-    this.#waiting = kept;
-    this.#waitingBytes = bytesOf(kept);
+    this.#sealed = this.#withoutQos0(this.#takeWaiting(), "overloaded");
+    this.#waitingBytes = this.#sealed.reduce((sum, batch) => sum + recordBytes(batch), 0);
+  }
+
+  /** What waits, in batches; nothing waits any more. */
+  #takeWaiting(): Batch[] {
+    const waiting = this.#sealed;
+    if (this.#records > 0) waiting.push(this.#seal());
+    this.#sealed = [];
+    this.#waitingBytes = 0;
+    return waiting;
+  }
+
+  #withoutQos0(batches: readonly Batch[], reason: "overloaded" | "unreachable"): Batch[] {
+    let dropped = 0;
+    const kept: Batch[] = [];
+    for (const batch of batches) {
+      dropped += batch.records - batch.waiters.length;
+      if (batch.waiters.length > 0) kept.push(keepWaited(batch));
+    }
+    if (dropped > 0) this.#countDropped(reason, dropped);
+    return kept;
   }
 
   /** The destination is unreachable. */
   #leave(failed: readonly Batch[], park: Park): void {
-    const items = [...failed.flatMap((batch) => batch.items), ...this.#waiting];
-    this.#waiting = [];
-    this.#waitingBytes = 0;
-    park(items.filter(isParkable));
-    const dropped = items.filter((item) => item.whenUnreachable === "drop");
-    if (dropped.length > 0) this.#countDropped("unreachable", dropped.length);
-    for (const item of items) if (item.whenUnreachable === "giveUp") settle(item, undefined);
+    const batches = this.#withoutQos0([...failed, ...this.#takeWaiting()], "unreachable");
+    const items = batches.flatMap(({ bytes, waiters }) =>
+      waiters.map(({ start, end, settled, isParkable }) => ({
+        bytes: bytes.subarray(start, end),
+        settled,
+        isParkable,
+      })),
+    );
+    park(items.filter(({ isParkable }) => isParkable));
+    for (const item of items) if (!item.isParkable) settle(item, undefined);
   }
 
   #retryWhenSettled(): void {
@@ -237,7 +291,8 @@ export class Outbox {
     if (this.#pausedBy === "reconnect" && failed.length === 0) {
       this.#send = undefined;
       this.#pausedBy = undefined;
-      return this.#flush();
+      this.#flush();
+      return;
     }
     const isUnreachable = failed.some((batch) => batch.failures >= limits.attemptsMax);
     if (this.#park && isUnreachable) return this.#leave(failed, this.#park);
@@ -254,12 +309,22 @@ export class Outbox {
   }
 }
 
-function isParkable(item: Item): item is Item & Parkable {
-  return item.whenUnreachable === "park";
+/** All that it carries but the version. */
+function recordBytes({ bytes }: Batch): number {
+  return bytes.length - 1;
 }
 
-function bytesOf(items: readonly Item[]): number {
-  return items.reduce((sum, { bytes }) => sum + bytes.length, 0);
+/** The batch without what nobody waits for. */
+function keepWaited(batch: Batch): Batch {
+  const { bytes, waiters, records } = batch;
+  if (waiters.length === records) return batch;
+  const writer = new ByteWriter().u8(rpcVersion);
+  const kept = waiters.map((waiter, index) => {
+    const start = writer.length;
+    writer.raw(bytes.subarray(waiter.start, waiter.end));
+    return { ...waiter, index, start, end: writer.length };
+  });
+  return { ...batch, bytes: writer.take(), records: kept.length, waiters: kept };
 }
 
 /** What the runtime says of an object that gets more calls than it can take. */
@@ -268,9 +333,9 @@ export function isOverloaded(error: unknown): boolean {
 }
 
 /** One waiter's failure is not the others'. */
-export function settle(item: Pick<Item, "settled">, reasonCode: number | undefined): void {
+export function settle({ settled }: { readonly settled: Settled }, reasonCode: number | undefined): void {
   try {
-    item.settled?.(reasonCode);
+    settled(reasonCode);
   } catch (error) {
     console.error("an answer could not be handled:", error);
   }

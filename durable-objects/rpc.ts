@@ -191,47 +191,47 @@ interface Unreadable {
 }
 
 export function fenceRecord(): Uint8Array {
-  return record(kinds.fence, new Uint8Array());
+  return endRecord(beginRecord(new ByteWriter(), kinds.fence));
 }
 
+/** @returns a view, until the writer is used again */
 export function publishRecord(
   writer: ByteWriter,
   { message, delaySeconds, only }: { message: Message; delaySeconds: number; only: string },
 ): Uint8Array {
-  writer.u32(delaySeconds).string(only);
+  beginRecord(writer, kinds.publish).u32(delaySeconds).string(only);
   writeMessage(writer, message);
-  return record(kinds.publish, writer.take());
+  return endRecord(writer);
 }
 
 export function addRouteRecord(key: string, members: number, version: number): Uint8Array {
-  return record(kinds.addRoute, new ByteWriter().string(key).u32(members).u48(version).take());
+  return endRecord(beginRecord(new ByteWriter(), kinds.addRoute).string(key).u32(members).u48(version));
 }
 
 export function removeRouteRecord(key: string, version: number): Uint8Array {
-  return record(kinds.removeRoute, new ByteWriter().string(key).u48(version).take());
+  return endRecord(beginRecord(new ByteWriter(), kinds.removeRoute).string(key).u48(version));
 }
 
 export function openedRecord(clientId: string, epoch: number): Uint8Array {
-  return record(kinds.opened, new ByteWriter().string(clientId).u48(epoch).take());
+  return endRecord(beginRecord(new ByteWriter(), kinds.opened).string(clientId).u48(epoch));
 }
 
 export function releaseRecord(clientId: string, epoch: number): Uint8Array {
-  return record(kinds.release, new ByteWriter().string(clientId).u48(epoch).take());
+  return endRecord(beginRecord(new ByteWriter(), kinds.release).string(clientId).u48(epoch));
 }
 
 export function* readNodeRecords(batch: Uint8Array): Generator<NodeRecord> {
-  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readNodeRecord(kind, body));
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(readNodeRecord, kind, body);
 }
 
-function readNodeRecord(kind: number, body: Uint8Array): NodeRecord {
-  const reader = new ByteReader(body);
+function readNodeRecord(kind: number, reader: ByteReader): NodeRecord {
   switch (kind) {
     case kinds.fence:
       return { kind: "fence" };
     case kinds.publish: {
       const delaySeconds = reader.u32();
       const only = reader.string();
-      const bytes = body.subarray(reader.offset);
+      const bytes = reader.rest();
       return { kind: "publish", delaySeconds, only, bytes, message: readMessage(reader) };
     }
     case kinds.addRoute:
@@ -247,9 +247,9 @@ function readNodeRecord(kind: number, body: Uint8Array): NodeRecord {
   }
 }
 
-function orUnreadable<T>(read: () => T): T | Unreadable {
+function orUnreadable<T>(read: (kind: number, body: ByteReader) => T, kind: number, body: ByteReader): T | Unreadable {
   try {
-    return read();
+    return read(kind, body);
   } catch (error) {
     return { kind: "unreadable", error };
   }
@@ -288,43 +288,50 @@ const forwardKinds = { fence: 0, forward: 1, ended: 2 } as const;
 
 /** Says nothing; answered when all before it has been dispatched. */
 export function forwardFenceRecord(): Uint8Array {
-  return record(forwardKinds.fence, new Uint8Array());
+  return endRecord(beginRecord(new ByteWriter(), forwardKinds.fence));
 }
 
-/** @param bytes the message's record. */
-export function forwardRecord(writer: ByteWriter, matched: readonly Matched[], bytes: Uint8Array): Uint8Array {
-  writer.u32(matched.length);
+/** What `forwardRecord` says of the routes that matched: the same for all messages of a topic. */
+export function matchedBytes(matched: readonly Matched[]): Uint8Array {
+  const writer = new ByteWriter().u32(matched.length);
   for (const { key, ordinal } of matched) writer.string(key).u32(ordinal);
-  return record(forwardKinds.forward, writer.raw(bytes).take());
+  return writer.take();
+}
+
+/**
+ * @param matched of `matchedBytes`
+ * @param bytes the message's record
+ * @returns a view, until the writer is used again
+ */
+export function forwardRecord(writer: ByteWriter, matched: Uint8Array, bytes: Uint8Array): Uint8Array {
+  return endRecord(beginRecord(writer, forwardKinds.forward).raw(matched).raw(bytes));
 }
 
 export function endedRecord(clientId: string, epoch: number): Uint8Array {
-  return record(forwardKinds.ended, new ByteWriter().string(clientId).u48(epoch).take());
+  return endRecord(beginRecord(new ByteWriter(), forwardKinds.ended).string(clientId).u48(epoch));
 }
 
 export function* readForwarded(batch: Uint8Array): Generator<Forwarded> {
-  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readOneForwarded(kind, body));
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(readOneForwarded, kind, body);
 }
 
-function readOneForwarded(kind: number, body: Uint8Array): Forwarded {
+function readOneForwarded(kind: number, reader: ByteReader): Forwarded {
   switch (kind) {
     case forwardKinds.fence:
       return { kind: "fence" };
     case forwardKinds.forward:
-      return { kind: "forward", ...readForward(new ByteReader(body)) };
-    case forwardKinds.ended: {
-      const reader = new ByteReader(body);
+      return readForward(reader);
+    case forwardKinds.ended:
       return { kind: "ended", clientId: reader.string(), epoch: reader.u48() };
-    }
     default:
       throw unknownKind(kind);
   }
 }
 
-function readForward(reader: ByteReader): Forward {
+function readForward(reader: ByteReader): Forwarded {
   const matched: Matched[] = [];
   for (let count = reader.u32(); count > 0; count--) matched.push({ key: reader.string(), ordinal: reader.u32() });
-  return { matched, bytes: reader.rest(), message: readMessage(reader) };
+  return { kind: "forward", matched, bytes: reader.rest(), message: readMessage(reader) };
 }
 
 // ---- core <-> core ----------------------------------------------------------------------------------------------------
@@ -452,19 +459,20 @@ export interface RetainedEntry {
 }
 
 export function changesRecord({ writer, before, version, entries }: Changes): Uint8Array {
-  return record(peerKinds.changes, new ByteWriter().string(writer).u48(before).u48(version).raw(entries).take());
+  return endRecord(
+    beginRecord(new ByteWriter(), peerKinds.changes).string(writer).u48(before).u48(version).raw(entries),
+  );
 }
 
 export function memberRecord(member: Member): Uint8Array {
-  return record(peerKinds.member, new ByteWriter().string(JSON.stringify(member)).take());
+  return endRecord(beginRecord(new ByteWriter(), peerKinds.member).string(JSON.stringify(member)));
 }
 
 export function* readPeerRecords(batch: Uint8Array): Generator<PeerRecord> {
-  for (const { kind, body } of readRecords(batch)) yield orUnreadable(() => readPeerRecord(kind, body));
+  for (const { kind, body } of readRecords(batch)) yield orUnreadable(readPeerRecord, kind, body);
 }
 
-function readPeerRecord(kind: number, body: Uint8Array): PeerRecord {
-  const reader = new ByteReader(body);
+function readPeerRecord(kind: number, reader: ByteReader): PeerRecord {
   switch (kind) {
     case peerKinds.fence:
       return { kind: "fence" };
@@ -529,21 +537,23 @@ export function splitRecords(records: Uint8Array): Uint8Array[] {
   return split;
 }
 
-function record(kind: number, body: Uint8Array): Uint8Array {
-  const bytes = new Uint8Array(recordHeaderBytes + body.length);
-  bytes[0] = kind;
-  new DataView(bytes.buffer).setUint32(1, body.length);
-  bytes.set(body, recordHeaderBytes);
-  return bytes;
+/** For a writer that has nothing in it: its body follows, and `endRecord` says how long it was. */
+function beginRecord(writer: ByteWriter, kind: number): ByteWriter {
+  return writer.u8(kind).u32(0);
 }
 
-function* readRecords(batch: Uint8Array): Generator<{ kind: number; body: Uint8Array }> {
+function endRecord(writer: ByteWriter): Uint8Array {
+  writer.u32At(1, writer.length - recordHeaderBytes);
+  return writer.view();
+}
+
+function* readRecords(batch: Uint8Array): Generator<{ kind: number; body: ByteReader }> {
   const reader = new ByteReader(batch);
   const version = reader.u8();
   if (version !== rpcVersion) throw new Error(`a batch of version ${version} came, ${rpcVersion} is spoken here`);
   while (!reader.done) {
     const kind = reader.u8();
-    yield { kind, body: reader.blob() };
+    yield { kind, body: reader.window(reader.u32()) };
   }
 }
 

@@ -1,11 +1,14 @@
 /** Reading and writing of the broker's own records: big endian, strings and blobs with their length in front. */
+import { decodeText } from "./strings.ts";
 
 const encoder = new TextEncoder();
-const decoder = new TextDecoder("utf-8", { fatal: false, ignoreBOM: true });
+
+/** What a writer holds at first, and above what it lets go of what it has grown to. */
+const writerBytesMin = 1_024;
+const writerBytesKept = 65_536;
 
 export class ByteWriter {
-  #bytes = new Uint8Array(1024);
-  #view = new DataView(this.#bytes.buffer);
+  #bytes = new Uint8Array(writerBytesMin);
   #end = 0;
 
   get length(): number {
@@ -20,16 +23,25 @@ export class ByteWriter {
 
   u16(value: number): this {
     this.#reserve(2);
-    this.#view.setUint16(this.#end, value);
-    this.#end += 2;
+    this.#bytes[this.#end++] = value >>> 8;
+    this.#bytes[this.#end++] = value;
     return this;
   }
 
   u32(value: number): this {
     this.#reserve(4);
-    this.#view.setUint32(this.#end, value);
+    this.u32At(this.#end, value);
     this.#end += 4;
     return this;
+  }
+
+  /** Over what was written before. */
+  u32At(at: number, value: number): void {
+    const bytes = this.#bytes;
+    bytes[at] = value >>> 24;
+    bytes[at + 1] = value >>> 16;
+    bytes[at + 2] = value >>> 8;
+    bytes[at + 3] = value;
   }
 
   /** A whole number below 2^48: times in ms, counters. */
@@ -40,10 +52,24 @@ export class ByteWriter {
   /** At most 65,535 bytes of UTF-8, as every string of MQTT. */
   string(value: string): this {
     this.#reserve(2 + value.length * 3);
-    const { written } = encoder.encodeInto(value, this.#bytes.subarray(this.#end + 2));
-    this.#view.setUint16(this.#end, written);
-    this.#end += 2 + written;
+    const start = this.#end + 2;
+    const written = this.#ascii(start, value) ?? encoder.encodeInto(value, this.#bytes.subarray(start)).written;
+    this.u16(written);
+    this.#end += written;
     return this;
+  }
+
+  /** Nearly every string is short and ASCII: a loop is faster than the encoder. */
+  #ascii(start: number, value: string): number | undefined {
+    const bytes = this.#bytes;
+    const { length } = value;
+    if (length > asciiCharsMax) return undefined;
+    for (let index = 0; index < length; index++) {
+      const char = value.charCodeAt(index);
+      if (char >= 0x80) return undefined;
+      bytes[start + index] = char;
+    }
+    return length;
   }
 
   blob(value: Uint8Array): this {
@@ -61,7 +87,15 @@ export class ByteWriter {
   take(): Uint8Array {
     const taken = this.#bytes.slice(0, this.#end);
     this.#end = 0;
+    if (this.#bytes.length > writerBytesKept) this.#bytes = new Uint8Array(writerBytesMin);
     return taken;
+  }
+
+  /** What was written, for who copies it at once: the writer starts over, and what is written next overwrites it. */
+  view(): Uint8Array {
+    const view = this.#bytes.subarray(0, this.#end);
+    this.#end = 0;
+    return view;
   }
 
   #reserve(count: number): void {
@@ -69,40 +103,39 @@ export class ByteWriter {
     const grown = new Uint8Array(Math.max(this.#bytes.length * 2, this.#end + count));
     grown.set(this.#bytes.subarray(0, this.#end));
     this.#bytes = grown;
-    this.#view = new DataView(grown.buffer);
   }
 }
 
-/** Reads what a ByteWriter wrote. Blobs are views into the bytes given. */
+/** Longer strings go through the encoder. */
+const asciiCharsMax = 128;
+
+/** Reads what a ByteWriter wrote; RangeError where the record ends early. Blobs are views into the bytes given. */
 export class ByteReader {
   readonly #bytes: Uint8Array;
-  readonly #view: DataView;
+  readonly #end: number;
   offset: number;
 
-  constructor(bytes: Uint8Array, offset = 0) {
+  constructor(bytes: Uint8Array, offset = 0, end = bytes.length) {
     this.#bytes = bytes;
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    this.#end = end;
     this.offset = offset;
   }
 
   get done(): boolean {
-    return this.offset >= this.#bytes.length;
+    return this.offset >= this.#end;
   }
 
   u8(): number {
-    return this.#view.getUint8(this.offset++);
+    return this.#bytes[this.#skip(1)]!;
   }
 
   u16(): number {
-    const value = this.#view.getUint16(this.offset);
-    this.offset += 2;
-    return value;
+    const at = this.#skip(2);
+    return (this.#bytes[at]! << 8) | this.#bytes[at + 1]!;
   }
 
   u32(): number {
-    const value = this.#view.getUint32(this.offset);
-    this.offset += 4;
-    return value;
+    return this.u16() * 0x10000 + this.u16();
   }
 
   u48(): number {
@@ -110,7 +143,9 @@ export class ByteReader {
   }
 
   string(): string {
-    return decoder.decode(this.raw(this.u16()));
+    const length = this.u16();
+    const start = this.#skip(length);
+    return decodeText(this.#bytes, start, start + length);
   }
 
   blob(): Uint8Array {
@@ -119,15 +154,51 @@ export class ByteReader {
 
   /** What has not been read. */
   rest(): Uint8Array {
-    return this.#bytes.subarray(this.offset);
+    return this.#bytes.subarray(this.offset, this.#end);
   }
 
   raw(length: number): Uint8Array {
-    const start = this.offset;
-    this.offset += length;
-    if (this.offset > this.#bytes.length) throw new RangeError("record ends early");
-    return this.#bytes.subarray(start, this.offset);
+    // The views of nothing are all one: an allocation less for each message without properties.
+    if (length === 0) return nothing;
+    const start = this.#skip(length);
+    return this.#bytes.subarray(start, start + length);
   }
+
+  /** A reader of the next `length` bytes, which this one steps over. */
+  window(length: number): ByteReader {
+    const start = this.#skip(length);
+    return new ByteReader(this.#bytes, start, start + length);
+  }
+
+  /** Steps over `length` bytes and returns where they began. */
+  #skip(length: number): number {
+    const start = this.offset;
+    if (start + length > this.#end) throw new RangeError("record ends early");
+    this.offset = start + length;
+    return start;
+  }
+}
+
+const nothing = new Uint8Array(0);
+
+/** What `allocate` cuts its pieces from. */
+let slab = nothing;
+let slabAt = 0;
+const slabBytes = 16_384;
+
+/**
+ * A new array as a piece of a larger one, which costs a tenth of an array of its own. For what is forgotten soon: a piece
+ * keeps all of the larger one.
+ */
+export function allocate(length: number): Uint8Array {
+  if (length > slabBytes / 8) return new Uint8Array(length);
+  if (slabAt + length > slab.length) {
+    slab = new Uint8Array(slabBytes);
+    slabAt = 0;
+  }
+  const start = slabAt;
+  slabAt += length;
+  return slab.subarray(start, slabAt);
 }
 
 /** @param bytes their length in all. */

@@ -35,6 +35,14 @@ export const limits = {
   batchBytesMax: 1_048_576,
   /** Batches under way to one destination. */
   batchesInFlightMax: 8,
+  /** While one is under way the next gathers so many bytes, or so long, before it is sent behind it. */
+  batchBytesSoon: 32_768,
+  batchGatherMs: 5,
+  /** Topics whose matches a core remembers, and the filters that one of them may have matched. */
+  topicMatchesMax: 10_000,
+  topicMatchBytesMax: 1_024,
+  /** When there is more to do between two looks than these events, frames and calls, what they bring leaves together. */
+  turnWorkMax: 8,
   /** Unwritten state waits this long for the disk at most. */
   checkpointDelayMs: 500,
   /** One page of retained messages, or of an exported session. */

@@ -5,7 +5,9 @@ import { encodePublish, withPacketId, type PublishForm } from "./publish.ts";
 export class PublishForms {
   readonly message: Message;
   readonly #messageExpiryInterval: number | undefined;
-  readonly #encoded = new Map<number | string, Uint8Array>();
+  /** Nearly always there is one form only. */
+  #first: { readonly key: number | string; readonly encoded: Uint8Array } | undefined;
+  #others: Map<number | string, Uint8Array> | undefined;
 
   /** @param now ms since the epoch, for the interval that remains. */
   constructor(message: Message, now: number) {
@@ -20,14 +22,15 @@ export class PublishForms {
     const number = alias * 128 + flags;
     // Nearly always a number does, and costs a fifth of a string.
     const key = form.subscriptionIds.length === 0 ? number : `${number} ${form.subscriptionIds.join()}`;
-    const known = this.#encoded.get(key);
+    const known = this.#first?.key === key ? this.#first.encoded : this.#others?.get(key);
     if (known) return form.qos === 0 ? known : withPacketId(known, packetId);
     const encoded = encodePublish(
       this.message,
       { ...form, messageExpiryInterval: this.#messageExpiryInterval },
       packetId,
     );
-    this.#encoded.set(key, encoded);
+    if (this.#first === undefined) this.#first = { key, encoded };
+    else (this.#others ??= new Map()).set(key, encoded);
     return encoded;
   }
 }

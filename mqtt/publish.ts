@@ -8,6 +8,7 @@
  * A decoded payload and its properties are views into the packet, nothing is copied: whoever keeps a
  * message for long and its packet came in a large frame with others copies it then.
  */
+import { allocate } from "./byte-buffer.ts";
 import { readBody, variableByteIntegerSize, writeUint16, writeVariableByteInteger } from "./bytes.ts";
 import { checkPayloadFormat, noMessageProperties, readMessageProperties } from "./message-properties.ts";
 import { Property, type PropertyRules } from "./properties.ts";
@@ -121,7 +122,7 @@ export function decodePublish(packet: Uint8Array, version: ProtocolVersion): Pub
   };
 }
 
-/** Encodes a message in one form. The packet id is 1 to 65535, or 0 at QoS 0. */
+/** Encodes a message in one form. The packet id is 1 to 65535, or 0 at QoS 0. For what is sent soon, see `allocate`. */
 export function encodePublish(content: PublishContent, form: PublishForm, packetId: number): Uint8Array {
   const topic = form.topicOmitted ? "" : content.topic;
   // UTF-8 is as long as the string exactly when the string is ASCII.
@@ -132,7 +133,7 @@ export function encodePublish(content: PublishContent, form: PublishForm, packet
   const packetIdLength = form.qos === 0 ? 0 : 2;
   const remaining = 2 + topicLength + packetIdLength + propertiesPrefix + propertiesLength + content.payload.length;
 
-  const packet = new Uint8Array(1 + variableByteIntegerSize(remaining) + remaining);
+  const packet = allocate(1 + variableByteIntegerSize(remaining) + remaining);
   packet[0] = publishType | (form.dup ? dupFlag : 0) | (form.qos << 1) | (form.retain ? retainFlag : 0);
   let at = writeVariableByteInteger(packet, 1, remaining);
   at = writeUint16(packet, at, topicLength);
@@ -150,7 +151,8 @@ export function encodePublish(content: PublishContent, form: PublishForm, packet
 
 /** A copy of an encoded PUBLISH of QoS 1 or 2 with another packet id. */
 export function withPacketId(encoded: Uint8Array, packetId: number): Uint8Array {
-  const packet = encoded.slice();
+  const packet = allocate(encoded.length);
+  packet.set(encoded);
   writeUint16(packet, packetIdOffset(encoded), packetId);
   return packet;
 }

@@ -9,16 +9,14 @@
  * Nearly every name is short and ASCII: one loop over it, no decoder.
  */
 import { MqttError, ReasonCode } from "./reason-codes.ts";
+import { decodeText } from "./strings.ts";
 
 // [MQTT-1.5.4-3] U+FEFF is a character like others, never stripped.
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Above this many bytes the decoder is cheaper than a call with one argument for each character. */
-const asciiBytesMax = 512;
-
 /** The name in these bytes; MqttError 0x81 if it is ill-formed or holds a control character. */
 export function decodeName(bytes: Uint8Array, start: number, end: number): string {
-  let ascii = end - start <= asciiBytesMax;
+  let ascii = true;
   for (let at = start; at < end; at++) {
     const byte = bytes[at]!;
     if (byte >= 0x80) {
@@ -29,10 +27,7 @@ export function decodeName(bytes: Uint8Array, start: number, end: number): strin
       throw controlCharacter();
     }
   }
-  const name = bytes.subarray(start, end);
-  // TypeScript wants an array here; the runtime takes anything with a length.
-  if (ascii) return String.fromCharCode.apply(undefined, name as unknown as number[]);
-  return decode(name);
+  return ascii ? decodeText(bytes, start, end) : decode(bytes.subarray(start, end));
 }
 
 /** Refuses text that is ill-formed or holds U+0000: MqttError 0x81. */

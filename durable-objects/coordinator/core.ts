@@ -13,17 +13,15 @@
 import type { Settings } from "../../cluster/config.ts";
 import type { NodeName } from "../../cluster/name.ts";
 import { RouteTable } from "../../cluster/routes.ts";
-import type { ShareGroup } from "../../cluster/shared-sub.ts";
 import { ByteReader, ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
-import { parseShared, sharedFilter } from "../../mqtt/topic.ts";
+import { parseShared } from "../../mqtt/topic.ts";
 import { Metrics } from "../metrics.ts";
 import {
   readNodeRecords,
   type Connection,
-  type Matched,
   type NodeRecord,
   type NodeRpc,
   type PeerRpc,
@@ -37,6 +35,7 @@ import { ParkedStore } from "./parked-store.ts";
 import { sweepOf } from "./retained-store.ts";
 import type { RouteChange } from "./route-store.ts";
 import { SysTopics } from "./sys-topics.ts";
+import { TopicMatches } from "./topic-matches.ts";
 
 /** What the Durable Object gives. */
 export interface CoreHost {
@@ -63,6 +62,7 @@ export class Core {
   readonly startedAt = Date.now();
   readonly forwarder: Forwarder;
   readonly mesh: Mesh;
+  readonly #matches = new TopicMatches(this.routes);
   readonly #writer = new ByteWriter();
   readonly #sys: SysTopics;
 
@@ -191,21 +191,14 @@ export class Core {
       // Nobody will send a QoS 0 message again: those who are subscribed get it all the same.
     }
     const routed: Routed = { node, message, bytes, answer, index };
-    const targets = new Map<NodeName, Matched[]>();
-    const groups: [key: string, group: ShareGroup][] = [];
-    this.routes.match(message.topic, (route) => {
-      if (only === "") for (const target of route.nodes) addTo(targets, target, { key: route.filter, ordinal: 0 });
-      for (const [name, group] of route.groups ?? []) {
-        const key = sharedFilter(name, route.filter);
-        if (only === "" || only === key) groups.push([key, group]);
-      }
-    });
-    if (targets.size === 0 && groups.length === 0) {
+    let { targets, groups } = this.#matches.of(message.topic);
+    if (only !== "") [targets, groups] = [[], groups.filter(({ key }) => key === only)];
+    if (targets.length === 0 && groups.length === 0) {
       this.metrics.add("messages.dropped.no_subscribers");
       answer.codes[index] = ReasonCode.NoMatchingSubscribers;
     }
-    for (const [target, matched] of targets) this.forwarder.forward(target, matched, routed);
-    for (const [key, group] of groups) this.forwarder.forwardToGroup(key, group, routed);
+    for (const target of targets) this.forwarder.forward(target, routed);
+    for (const group of groups) this.forwarder.forwardToGroup(group, routed);
   }
 
   /** A message of the core's own, at QoS 0: `$SYS`. */
@@ -321,10 +314,4 @@ interface RouteBatch {
   readonly changes: RouteChange[];
   /** Its answer waits for the other cores. */
   isToBeRelayed: boolean;
-}
-
-function addTo<K, V>(lists: Map<K, V[]>, key: K, value: V): void {
-  const list = lists.get(key);
-  if (list) list.push(value);
-  else lists.set(key, [value]);
 }

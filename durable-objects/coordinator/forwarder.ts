@@ -5,15 +5,16 @@
  * of reach, it is picked again. Only where no node of the group is in reach is it parked.
  */
 import type { NodeName } from "../../cluster/name.ts";
-import type { ShareGroup, SharedStrategy } from "../../cluster/shared-sub.ts";
+import type { SharedStrategy } from "../../cluster/shared-sub.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Metrics } from "../metrics.ts";
-import { forwardRecord, joinRecords, readForwarded, type Forwarded, type Matched, type NodeRpc } from "../rpc.ts";
+import { forwardRecord, joinRecords, matchedBytes, readForwarded, type Forwarded, type NodeRpc } from "../rpc.ts";
 import { NodeLink } from "./node-link.ts";
 import type { ParkedStore, ParkedTotal } from "./parked-store.ts";
+import type { MatchedGroup, Target } from "./topic-matches.ts";
 
 /** What the core gives. */
 export interface ForwarderHost {
@@ -68,7 +69,7 @@ export class Answer {
   async whenComplete(): Promise<Uint8Array> {
     this.settle();
     await this.#settled.promise;
-    return Uint8Array.from(this.codes);
+    return new Uint8Array(this.codes);
   }
 }
 
@@ -85,8 +86,8 @@ export class Forwarder {
       if (!this.#links.has(node)) this.#open(node, { node, lastSeq: 0, since, messages: 0, bytes: 0 });
   }
 
-  forward(target: NodeName, matched: readonly Matched[], routed: Routed): void {
-    const link = this.linkTo(target);
+  forward({ node, matched }: Target, routed: Routed): void {
+    const link = this.linkTo(node);
     const bytes = forwardRecord(this.#writer, matched, routed.bytes);
     if (routed.message.qos === 0) return link.addUnacknowledged(bytes);
     if (this.#isRefused(link, routed)) return;
@@ -95,20 +96,21 @@ export class Forwarder {
   }
 
   /** One member of the group gets it. */
-  forwardToGroup(key: string, group: ShareGroup, routed: Routed, attempt = 1): void {
+  forwardToGroup(matchedGroup: MatchedGroup, routed: Routed, attempt = 1): void {
+    const { key, group } = matchedGroup;
     const { topic, from: clientId, qos } = routed.message;
     const isReachable = (node: NodeName): boolean => this.linkTo(node).isLive;
     const pick = group.pick(this.#host.strategy, { topic, clientId, node: routed.node, isReachable }, Math.random);
     if (!pick) return;
     const link = this.linkTo(pick.node);
-    const bytes = forwardRecord(this.#writer, [{ key, ordinal: pick.ordinal }], routed.bytes);
+    const bytes = forwardRecord(this.#writer, matchedBytes([{ key, ordinal: pick.ordinal }]), routed.bytes);
     if (qos === 0) return link.addUnacknowledged(bytes);
     if (this.#isRefused(link, routed)) return;
     routed.answer.await();
     const settled = (code: number | undefined): void => {
       const isTaken = code !== undefined && code !== ReasonCode.NoMatchingSubscribers;
       if (isTaken || attempt >= limits.groupPicksMax) return this.#handleAnswer(routed, isTaken ? code : undefined);
-      this.forwardToGroup(key, group, routed, attempt + 1);
+      this.forwardToGroup(matchedGroup, routed, attempt + 1);
       routed.answer.settle();
     };
     if (link.isLive) link.offer({ bytes, settled });

@@ -105,12 +105,12 @@ export class NodeLink {
   }
 
   /** Settled when the node has answered, or with success when it is parked; with undefined when that failed. */
-  add(item: Parkable): void {
+  add({ bytes, settled }: Parkable): void {
     const state = this.#state;
-    if (state.kind === "live") return state.outbox.addParkable(item);
+    if (state.kind === "live") return state.outbox.addParkable({ bytes, settled });
     if (state.waiting.length === 0) setImmediate(() => this.#write(state));
-    state.waiting.push(item);
-    state.waitingBytes += item.bytes.length;
+    state.waiting.push({ bytes: bytes.slice(), settled });
+    state.waitingBytes += bytes.length;
   }
 
   /** For what may go elsewhere: settled with undefined when the node is not in reach. */

@@ -34,6 +34,7 @@ import {
   type NodeRpc,
   type NodeStats,
 } from "../rpc.ts";
+import { Turn } from "../turn.ts";
 import { Authenticator } from "./authenticator.ts";
 import { Claims } from "./claims.ts";
 import { Connection, type Attachment } from "./connection.ts";
@@ -85,7 +86,7 @@ export class Broker {
   /** Those that no session is on yet. */
   readonly #unbound = new Set<Connection>();
   readonly #toFlush = new Set<Connection>();
-  #turnEnds = false;
+  readonly #turn = new Turn(() => this.#endTurn());
   readonly #touchedConnections = new Set<Connection>();
   /** Publishes of each session that the core has not answered, and who waits for that. */
   readonly #unanswered = new Map<number, number>();
@@ -233,9 +234,7 @@ export class Broker {
 
   flushAtTurnsEnd(connection: Connection): void {
     this.#toFlush.add(connection);
-    if (this.#turnEnds) return;
-    this.#turnEnds = true;
-    setImmediate(() => this.#endTurn());
+    this.#turn.endSoon();
   }
 
   flushNow(connection: Connection): void {
@@ -244,11 +243,13 @@ export class Broker {
     connection.flush();
   }
 
-  #endTurn(): void {
-    this.#turnEnds = false;
+  /** @returns how many frames were sent. */
+  #endTurn(): number {
     this.sessions.saveUrgent();
+    const { size } = this.#toFlush;
     for (const connection of this.#toFlush) connection.flush();
     this.#toFlush.clear();
+    return size;
   }
 
   touch(session: Session): void {
@@ -304,10 +305,11 @@ export class Broker {
     const record = publishRecord(this.#writer, { message, delaySeconds, only: "" });
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);
     if (this.core.outbox.full) return this.#handleRouted(session, connection, receipt, ReasonCode.QuotaExceeded);
-    connection.unansweredBytes += record.length;
+    const { length } = record;
+    connection.unansweredBytes += length;
     this.#unanswered.set(session.id, (this.#unanswered.get(session.id) ?? 0) + 1);
     this.core.add(record, (reasonCode) => {
-      connection.unansweredBytes -= record.length;
+      connection.unansweredBytes -= length;
       this.#handleAnswered(session.id);
       this.#handleRouted(session, connection, receipt, reasonCode);
     });

@@ -282,7 +282,6 @@ export class Connection {
   #write(bytes: Uint8Array): void {
     this.#frame.push(bytes);
     this.#frameBytes += bytes.length;
-    this.#broker.metrics.add("packets.sent");
     if (this.#frame.length === 1) this.#broker.flushAtTurnsEnd(this);
     if (this.#frameBytes >= limits.frameBytesMax) this.#broker.flushNow(this);
   }
@@ -291,6 +290,7 @@ export class Connection {
   flush(): void {
     if (this.#frame.length === 0 || this.closed) return;
     const bytes = this.#frame.length === 1 ? this.#frame[0]! : concatenate(this.#frame, this.#frameBytes);
+    this.#broker.metrics.add("packets.sent", this.#frame.length);
     this.#broker.metrics.add("bytes.sent", this.#frameBytes);
     this.#frame = [];
     this.#frameBytes = 0;

@@ -27,14 +27,14 @@ export class Dispatcher {
   dispatch(batch: Uint8Array): Uint8Array {
     const { log, known, sessions } = this.#broker;
     const now = Date.now();
-    const codes: number[] = [];
+    const codes: ReasonCode[] = [];
     for (const record of readForwarded(batch)) codes.push(this.#dispatchRecord(record, now));
     // On disk, in one transaction, before the core is answered and anything is sent.
     log.flush(now);
     log.cut(now);
     known.flush(now);
     sessions.saveUrgent();
-    return Uint8Array.from(codes);
+    return new Uint8Array(codes);
   }
 
   /** What is wrong with one record is answered, so that it is not sent again and again, and the others go on. */
@@ -87,7 +87,13 @@ export class Dispatcher {
     for (const { key } of logged) log.append(key, seq, bytes, now);
     if (qos === 2 && logged.length > 0) known.add(id, undefined, seq);
     else if (qos === 2) known.addTransient(id, undefined, seq);
-    for (const session of targets) this.#guarded(session.id, () => this.#dispatchTo(session, seq, matched, forms, now));
+    for (const session of targets) {
+      try {
+        this.#dispatchTo(session, seq, matched, forms, now);
+      } catch (error) {
+        this.#handleFailure(session.id, error);
+      }
+    }
   }
 
   /** A QoS 2 message that has come before: a session that came from another node since then gets it, for itself. */
@@ -110,28 +116,28 @@ export class Dispatcher {
   }
 
   /** The sessions to touch, each once; the others find on disk all that they are to get. */
-  #targets(matched: readonly Matched[], qos: QoS): Set<Session> {
+  #targets(matched: readonly Matched[], qos: QoS): Iterable<Session> {
     const { table, sessions, metrics } = this.#broker;
-    const targets = new Set<Session>();
-    for (const { key } of matched)
-      for (const { sessionId } of table.subscribers(key))
-        this.#guarded(sessionId, () => {
+    const targets: Session[] = [];
+    for (const { key } of matched) {
+      for (const { sessionId } of table.subscribers(key)) {
+        try {
           const session = this.#broker.connectionOf(sessionId)?.session ?? sessions.loaded(sessionId);
           // One that is being adopted is read from disk when it is whole.
-          if (session && !session.adopting) targets.add(session);
+          if (session && !session.adopting) targets.push(session);
           else if (qos === 0) metrics.add("delivery.dropped.qos0_msg");
-        });
-    return targets;
+        } catch (error) {
+          this.#handleFailure(sessionId, error);
+        }
+      }
+    }
+    return matched.length === 1 ? targets : new Set(targets);
   }
 
   /** One session's failure is not the others' (G5). */
-  #guarded(sessionId: number, dispatch: () => void): void {
-    try {
-      dispatch();
-    } catch (error) {
-      this.#broker.metrics.add("delivery.dropped");
-      this.#broker.connectionOf(sessionId)?.fail(error);
-    }
+  #handleFailure(sessionId: number, error: unknown): void {
+    this.#broker.metrics.add("delivery.dropped");
+    this.#broker.connectionOf(sessionId)?.fail(error);
   }
 
   #dispatchTo(session: Session, seq: number, matched: readonly Matched[], forms: PublishForms, now: number): void {

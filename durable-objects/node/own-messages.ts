@@ -34,7 +34,7 @@ export class OwnMessages {
 
   /** @param only "" or the `$share/group/filter` that alone is to get it. */
   publish(message: Message, only: string, delaySeconds: number, now: number): void {
-    const record = publishRecord(this.#writer, { message, delaySeconds, only });
+    const record = publishRecord(this.#writer, { message, delaySeconds, only }).slice();
     if (message.qos === 0) return this.#host.core.outbox.addUnacknowledged(record);
     this.#nextId ??= this.#sql.exec<{ id: number }>("SELECT coalesce(max(id), 0) + 1 AS id FROM own").one().id;
     const id = this.#nextId++;

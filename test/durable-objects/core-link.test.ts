@@ -124,7 +124,7 @@ describe("a node whose home is gone", () => {
     await pass(limits.homeReturnMs);
     // It is looked for, and is still gone: not again for a while.
     world.add("C");
-    await pass(1);
+    await pass(limits.batchGatherMs);
     world.down.delete("near");
     world.add("D");
     await pass(1);

@@ -73,9 +73,9 @@ async function settle(end: () => void): Promise<void> {
   await vi.advanceTimersByTimeAsync(0);
 }
 
-/** The turn of the event loop is over. */
+/** Whatever was added has left, also behind a batch that is under way. */
 async function turn(): Promise<void> {
-  await vi.advanceTimersByTimeAsync(0);
+  await vi.advanceTimersByTimeAsync(limits.batchGatherMs);
 }
 
 let to: Destination;
@@ -97,12 +97,30 @@ describe("batching", () => {
     expect(to.words).toEqual(["1 AbCd"]);
   });
 
-  test("what is added while a batch is under way does not wait for it", async () => {
+  test("what is added while a batch is under way gathers, until that is answered", async () => {
+    to.add("A");
+    await settle(() => {});
+    expect(to.news()).toEqual(["1 A"]);
+    for (const letter of "BCD") {
+      to.add(letter);
+      await settle(() => {});
+    }
+    expect(to.news()).toEqual([]);
+    await to.calls[0]!.answer();
+    expect(to.news()).toEqual(["1 BCD"]);
+  });
+
+  test("it waits a moment only, or until it is much", async () => {
     to.add("A");
     await turn();
     to.add("B");
-    await turn();
-    expect(to.words).toEqual(["1 A", "1 B"]);
+    await vi.advanceTimersByTimeAsync(limits.batchGatherMs - 1);
+    expect(to.news()).toEqual(["1 A"]);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(to.news()).toEqual(["1 B"]);
+    to.add("C", limits.batchBytesSoon);
+    await settle(() => {});
+    expect(to.news()).toEqual(["1 C"]);
   });
 
   test("[G6] so many batches are under way at most; what gathers meanwhile leaves together", async () => {

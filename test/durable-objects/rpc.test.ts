@@ -6,6 +6,7 @@ import {
   forwardFenceRecord,
   forwardRecord,
   joinRecords,
+  matchedBytes,
   openedRecord,
   publishRecord,
   readForwarded,
@@ -44,12 +45,11 @@ function record(each: Message): Uint8Array {
 }
 
 describe("from node to core", () => {
-  const writer = new ByteWriter();
   const longest = 4_294_967;
   const records: [Uint8Array, NodeRecord][] = [
     [fenceRecord(), { kind: "fence" }],
     [
-      publishRecord(writer, { message, delaySeconds: longest, only: "$share/g/a/+" }),
+      publishRecord(new ByteWriter(), { message, delaySeconds: longest, only: "$share/g/a/+" }),
       { kind: "publish", message, bytes: record(message), delaySeconds: longest, only: "$share/g/a/+" },
     ],
     [addRouteRecord("a/+", 0, 1), { kind: "addRoute", key: "a/+", members: 0, version: 1 }],
@@ -61,7 +61,7 @@ describe("from node to core", () => {
     [openedRecord("c", 1_700_000_000_001), { kind: "opened", clientId: "c", epoch: 1_700_000_000_001 }],
     [releaseRecord("", 2 ** 48 - 1), { kind: "release", clientId: "", epoch: 2 ** 48 - 1 }],
     [
-      publishRecord(writer, { message: small, delaySeconds: 0, only: "" }),
+      publishRecord(new ByteWriter(), { message: small, delaySeconds: 0, only: "" }),
       { kind: "publish", message: small, bytes: record(small), delaySeconds: 0, only: "" },
     ],
   ];
@@ -73,10 +73,10 @@ describe("from node to core", () => {
   });
 
   test("the message of a publish is passed on as it came", () => {
-    const [publish] = readNodeRecords(batchOf(publishRecord(writer, { message, delaySeconds: 1, only: "" })));
+    const [publish] = readNodeRecords(batchOf(publishRecord(new ByteWriter(), { message, delaySeconds: 1, only: "" })));
     if (publish?.kind !== "publish") throw new Error("no publish");
     const matched = [{ key: "a/+", ordinal: 0 }];
-    const [forward] = readForwarded(batchOf(forwardRecord(writer, matched, publish.bytes)));
+    const [forward] = readForwarded(batchOf(forwardRecord(new ByteWriter(), matchedBytes(matched), publish.bytes)));
     if (forward?.kind !== "forward") throw new Error("no forward");
     expect(forward).toMatchObject({ matched, message });
     expect(forward.bytes).toEqual(publish.bytes);
@@ -95,7 +95,7 @@ describe("from node to core", () => {
   test("[G1] a record that cannot be read does not keep back the others of its batch", () => {
     const unknown = fenceRecord();
     unknown[0] = 99;
-    const cut = publishRecord(writer, { message, delaySeconds: 0, only: "" }).slice(0, 20);
+    const cut = publishRecord(new ByteWriter(), { message, delaySeconds: 0, only: "" }).slice(0, 20);
     new DataView(cut.buffer).setUint32(1, 15);
     const kinds = [...readNodeRecords(batchOf(cut, removeRouteRecord("a", 1), unknown, fenceRecord()))].map(
       ({ kind }) => kind,
@@ -116,13 +116,15 @@ describe("from node to core", () => {
 });
 
 describe("from core to node", () => {
-  const writer = new ByteWriter();
-
   test("[G1] a record that cannot be read does not keep back the others of its batch", () => {
     const unknown = forwardFenceRecord();
     unknown[0] = 99;
-    const cut = forwardRecord(writer, [{ key: "a", ordinal: 0 }], record(message).subarray(0, 20));
-    const whole = forwardRecord(writer, [{ key: "a", ordinal: 0 }], record(message));
+    const cut = forwardRecord(
+      new ByteWriter(),
+      matchedBytes([{ key: "a", ordinal: 0 }]),
+      record(message).subarray(0, 20),
+    );
+    const whole = forwardRecord(new ByteWriter(), matchedBytes([{ key: "a", ordinal: 0 }]), record(message));
     const kinds = [...readForwarded(batchOf(cut, whole, unknown, forwardFenceRecord()))].map(({ kind }) => kind);
     expect(kinds).toEqual(["unreadable", "forward", "unreadable", "fence"]);
   });
@@ -130,11 +132,11 @@ describe("from core to node", () => {
   test("[G2] messages with the routes they matched, in order, and fences between them", () => {
     const many = Array.from({ length: 70_000 }, (_, ordinal) => ({ key: `$share/g${ordinal}/t`, ordinal }));
     const batch = batchOf(
-      forwardRecord(writer, [{ key: "a/é", ordinal: 0 }], record(message)),
+      forwardRecord(new ByteWriter(), matchedBytes([{ key: "a/é", ordinal: 0 }]), record(message)),
       forwardFenceRecord(),
       endedRecord("c", 1_700_000_000_001),
-      forwardRecord(writer, many, record(small)),
-      forwardRecord(writer, [], record(message)),
+      forwardRecord(new ByteWriter(), matchedBytes(many), record(small)),
+      forwardRecord(new ByteWriter(), matchedBytes([]), record(message)),
     );
     const read = [...readForwarded(batch)].map((each) =>
       each.kind === "forward" ? { matched: each.matched, message: each.message } : each,

@@ -3,7 +3,7 @@
 // An exchange yields the name of each step it has reached; the test lets the node sleep, or crash, at one of them.
 
 import { describe, expect, test, vi } from "vitest";
-import { forwardRecord, joinRecords } from "../../durable-objects/rpc.ts";
+import { forwardRecord, joinRecords, matchedBytes } from "../../durable-objects/rpc.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { writeMessage } from "../../mqtt/message.ts";
 import { messageIdOf } from "../../mqtt/message-id-set.ts";
@@ -357,7 +357,7 @@ describe("[G1] a QoS 2 message comes once", () => {
         expiresAt: 0,
         from: "",
       });
-      const record = forwardRecord(new ByteWriter(), [{ key: topic, ordinal: 0 }], writer.take());
+      const record = forwardRecord(new ByteWriter(), matchedBytes([{ key: topic, ordinal: 0 }]), writer.take());
       return joinRecords([record], record.length);
     };
     for (const batch of [batchOf(2, 1), batchOf(2, 1), batchOf(1, 2), batchOf(1, 2)])

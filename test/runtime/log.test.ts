@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
 import type { MetricName } from "../../durable-objects/metrics.ts";
 import { Checkpoints, emptyCheckpoint } from "../../durable-objects/node/checkpoints.ts";
-import { forwardRecord, joinRecords } from "../../durable-objects/rpc.ts";
+import { forwardRecord, joinRecords, matchedBytes } from "../../durable-objects/rpc.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { writeMessage } from "../../mqtt/message.ts";
@@ -661,7 +661,7 @@ describe("[G1] a QoS 2 batch that comes again", () => {
       expiresAt: 0,
       from: "",
     });
-    const record = forwardRecord(new ByteWriter(), [{ key, ordinal: 0 }], writer.take());
+    const record = forwardRecord(new ByteWriter(), matchedBytes([{ key, ordinal: 0 }]), writer.take());
     expect(await nodeStub(node).forward(joinRecords([record], record.length))).toEqual(Uint8Array.of(0));
   }
 

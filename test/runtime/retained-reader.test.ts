@@ -55,13 +55,12 @@ let kept = 0;
 
 /** Retains a message on each of these topics. */
 async function retain(...topics: string[]): Promise<Message[]> {
-  const writer = new ByteWriter();
   const rest = { qos: 2, retain: true, properties: new Uint8Array(), expiresAt: 0, from: "test" } as const;
   const messages = topics.map((topic) => {
     const id = messageIdOf("4f1c09d2a6b3", kept++);
     return { id, topic, payload: new TextEncoder().encode(topic), ...rest };
   });
-  const records = messages.map((message) => publishRecord(writer, { message, delaySeconds: 0, only: "" }));
+  const records = messages.map((message) => publishRecord(new ByteWriter(), { message, delaySeconds: 0, only: "" }));
   const bytes = records.reduce((sum, { length }) => sum + length, 0);
   await coreStub().route(newNode(), { term: 0, id: 1 }, joinRecords(records, bytes));
   return messages;
