@@ -128,8 +128,8 @@ describe.for(moments)("[G1] a session that was away gets from the log, %s,", (mo
 
   test("with RETAIN as published where it asked for that [MQTT-3.3.1-12] [MQTT-3.3.1-13]", async () => {
     const { node, topic, publisher, client, again } = await meet();
-    await subscribe(client, `${topic}/1`, { rap: true });
-    await subscribe(client, `${topic}/2`, { rap: false });
+    await subscribe(client, `${topic}/1`, { rap: true, rh: 2 });
+    await subscribe(client, `${topic}/2`, { rap: false, rh: 2 });
     await client.drop();
     for (const number of [1, 2]) {
       publisher.send(publish(`${topic}/${number}`, `${number}`, 1, { messageId: number, retain: true }));
