@@ -1,203 +1,193 @@
 /**
- * The topic trie: which of the filters with wildcards match this topic?
+ * The topic trie: which of the filters match this topic?
  *
- * One level of a filter is one step down. The filters `sport/+/score`, `sport/#` and `+` make
+ * A filter is one way from the root, level by level. What a level is called is not kept in it: a level is known by the
+ * text of the way to it, so all that is kept of the trie is one entry a filter, and one for each "+" that filters go on
+ * behind. The filters `sport/+/score`, `sport/+/player/+`, `sport/#` and `sport/tennis` make
  *
- *     root --plus--> .              value of "+"
- *     root --sport-> . --plus--> . --score--> .     value of "sport/+/score"
- *                    hash: value of "sport/#"
+ *     filters   sport/+/score   sport/+/player/+   sport/#   sport/tennis      each with its value
+ *     branches  sport/+ (2)                                                    filters that go on there
+ *     counted   level 1: one "#", two "+"                  level 3: one "+"
  *
- * "+" and "#" are fields of a level, not keys of its map: a step looks at one map and one field, and
- * the last level of "x/#" is not a level at all, but a value of the level "x". That is also why
- * "sport/#" matches "sport" with nothing done about it.
+ * A match walks down the topic and asks at each level: is the way here with "#" a filter, is the way here with "+" a
+ * branch, which is another way to walk; and at the end: is the way a filter. `sport/tennis/score` finds sport/#, and takes
+ * the branch sport/+ as well, at the end of which it finds sport/+/score.
  *
- * Cost. get, set and delete: one step a level. match: at most two ways on from each level, by name and
- * by plus, so it visits no more levels than the trie has, and 2^d of them at depth d only if so many
- * filters were set; in an ordinary trie it is a few steps a level. It recurses no deeper than the trie,
- * and so than `mqtt.max_topic_levels`, however many levels the topic has.
+ * Cost. get, set and delete: one look-up, and one for each "+" that is not last. match: each way hashes its part of the
+ * topic once, and looks up at most two texts a level, none at levels where no filter has a wildcard. How many filters there
+ * are makes no difference. There are as many ways as branches that match, in the worst case 2^d of them at depth d, if so
+ * many filters were set, as in every trie; they are walked no deeper than there are wildcards, however long the topic is.
  *
- * Memory. Most levels have one child or none, so a level has a map only from its second child on:
- * 125 bytes for a filter like `devices/1/#`, 300 for one like `c/1/cmd/+` (a million of them, Node 24).
+ * Memory. As in packed-map.ts, for each filter and each branch: 13 to 20 bytes and its characters.
  *
- * Invariants. Filters are checked before they come here. No level is kept that leads to no value.
+ * Invariants. Filters are checked before they come here. No branch is kept that leads to no filter.
  */
+import { type KeyHash, keyBytesMax, PackedMap } from "./packed-map.ts";
 
-interface Level<T> {
-  /** Set with `next`: the only named child. Beyond one child both are undefined and `nodes` is there. */
-  name: string | undefined;
-  next: Level<T> | undefined;
-  nodes: Map<string, Level<T>> | undefined;
-  plus: Level<T> | undefined;
-  /** The value of the filter that ends with "/#" after this level. */
-  hash: T | undefined;
-  /** The value of the filter that ends at this level. */
-  value: T | undefined;
+const encoder = new TextEncoder();
+const [hashByte, plusByte, slashByte] = [0x23, 0x2b, 0x2f];
+
+export type Visit = (filter: string, value: number) => void;
+
+/** A way through the trie that a topic goes. */
+interface Way {
+  readonly level: number;
+  /** Where the next level begins in the topic; behind its end: there is none. */
+  readonly at: number;
+  /** The filter up to here is `prefix` and the topic between `from` and the slash before `at`. */
+  readonly prefix: string;
+  readonly from: number;
+  /** The same in `#path`: its length and hash. */
+  readonly length: number;
+  readonly hash: number;
 }
 
-export class TopicTrie<T extends {}> {
-  readonly #root: Level<T> = newLevel();
-  #size = 0;
+export class TopicTrie {
+  readonly #hash: KeyHash;
+  readonly #filters: PackedMap;
+  readonly #branches: PackedMap;
+  /** How many filters have the wildcard at each level. */
+  readonly #hashes: number[] = [];
+  readonly #pluses: number[] = [];
+  /** The filter that a way stands for. */
+  readonly #path = new Uint8Array(2 * keyBytesMax + 2);
+
+  constructor(hash: KeyHash) {
+    this.#hash = hash;
+    this.#filters = new PackedMap(hash);
+    this.#branches = new PackedMap(hash);
+  }
 
   /** How many filters are set. */
   get size(): number {
-    return this.#size;
+    return this.#filters.size;
   }
 
-  get(filter: string): T | undefined {
-    let level: Level<T> | undefined = this.#root;
-    for (const name of filter.split("/")) {
-      if (name === "#") return level.hash;
-      level = child(level, name);
-      if (level === undefined) return undefined;
-    }
-    return level.value;
+  get bytes(): number {
+    return this.#filters.bytes + this.#branches.bytes;
   }
 
-  /** Sets the value of a valid filter, in the place of the one it had. */
-  set(filter: string, value: T): void {
-    let level = this.#root;
-    for (const name of filter.split("/")) {
-      if (name === "#") {
-        if (level.hash === undefined) this.#size++;
-        level.hash = value;
-        return;
-      }
-      level = child(level, name) ?? addChild(level, name);
-    }
-    if (level.value === undefined) this.#size++;
-    level.value = value;
+  /** How many branches are kept. */
+  get branches(): number {
+    return this.#branches.size;
+  }
+
+  /** 0: the filter is not set. */
+  get(filter: string): number {
+    return this.#filters.get(filter);
+  }
+
+  /** Sets the value, above 0, of a valid filter, in the place of the one it had. */
+  set(filter: string, value: number): void {
+    const { size } = this.#filters;
+    this.#filters.set(filter, value);
+    if (this.#filters.size > size) this.#count(filter, 1);
   }
 
   /** Whether the filter was set. */
   delete(filter: string): boolean {
-    const deleted = deleteFrom(this.#root, filter.split("/"), 0);
-    if (deleted) this.#size--;
-    return deleted;
+    const isDeleted = this.#filters.delete(filter);
+    if (isDeleted) this.#count(filter, -1);
+    return isDeleted;
   }
 
-  /** Visits the value of each filter that matches the topic name, once each, in no order. */
-  match(topic: string, visit: (value: T) => void): void {
-    const names = topic.split("/");
-    // [MQTT-4.7.2-1] a filter that starts with a wildcard does not match a topic that starts with $
-    if (topic.startsWith("$")) {
-      const level = namedChild(this.#root, names[0] ?? "");
-      if (level !== undefined) matchFrom(level, names, 1, visit);
-    } else {
-      matchFrom(this.#root, names, 0, visit);
+  /** All filters; those that it has come to may be deleted meanwhile. */
+  entries(): Generator<[filter: string, value: number]> {
+    return this.#filters.entries();
+  }
+
+  /** A filter that has come or gone. */
+  #count(filter: string, change: 1 | -1): void {
+    let level = 0;
+    for (let at = 0; at <= filter.length; level++) {
+      const slash = filter.indexOf("/", at);
+      const end = slash === -1 ? filter.length : slash;
+      const isLone = end === at + 1;
+      if (isLone && filter[at] === "#") add(this.#hashes, level, change);
+      if (isLone && filter[at] === "+") {
+        add(this.#pluses, level, change);
+        if (slash !== -1) this.#countBranch(filter.slice(0, end), change);
+      }
+      at = end + 1;
     }
   }
 
-  /** All values, in no order. */
-  values(): Generator<T> {
-    return valuesFrom(this.#root);
+  #countBranch(branch: string, change: 1 | -1): void {
+    const count = this.#branches.get(branch) + change;
+    if (count > 0) this.#branches.set(branch, count);
+    else this.#branches.delete(branch);
   }
 
-  /** How many levels are held below the root: what the memory goes to. Counted by walking them all. */
-  countLevels(): number {
-    return countBelow(this.#root);
+  /** Visits each filter that matches the topic name, once each, in no order. */
+  match(topic: string, visit: Visit): void {
+    this.#walk(topic, { level: 0, at: 0, prefix: "", from: 0, length: 0, hash: this.#hash.empty }, visit);
+  }
+
+  #walk(topic: string, way: Way, visit: Visit): void {
+    const { prefix, from } = way;
+    let { level, at, length, hash } = way;
+    const path = this.#path;
+    const deepest = Math.max(this.#hashes.length, this.#pluses.length) - 1;
+    for (; ; level++) {
+      const isAtEnd = at > topic.length;
+      if (isAtEnd) {
+        const value = this.#filters.find(path, length, hash);
+        if (value > 0) visit(prefix + topic.slice(from), value);
+      }
+      if (level > 0) {
+        path[length++] = slashByte;
+        hash = this.#hash.next(hash, slashByte);
+      }
+      const filterWith = (wildcard: string): string =>
+        level === 0 ? wildcard : `${prefix + topic.slice(from, at - 1)}/${wildcard}`;
+      // [MQTT-4.7.2-1] a filter that starts with a wildcard does not match a topic that starts with $
+      const isWild = level > 0 || !topic.startsWith("$");
+      // [MQTT-4.7.1-2] "#" stands for the level before it too, and for any number of levels after it
+      if (isWild && (this.#hashes[level] ?? 0) > 0) {
+        path[length] = hashByte;
+        const value = this.#filters.find(path, length + 1, this.#hash.next(hash, hashByte));
+        if (value > 0) visit(filterWith("#"), value);
+      }
+      if (isAtEnd) return;
+      const slash = topic.indexOf("/", at);
+      const end = slash === -1 ? topic.length : slash;
+      if (isWild && (this.#pluses[level] ?? 0) > 0) {
+        path[length] = plusByte;
+        const below = this.#hash.next(hash, plusByte);
+        if (slash === -1 || this.#branches.find(path, length + 1, below) > 0) {
+          const on = {
+            level: level + 1,
+            at: end + 1,
+            prefix: filterWith("+"),
+            from: end,
+            length: length + 1,
+            hash: below,
+          };
+          this.#walk(topic, on, visit);
+        }
+      }
+      // Behind the last wildcard of any filter there is one text to look up: with all that is left.
+      const to = level < deepest ? end : topic.length;
+      const written = writeName(topic, at, to, path, length);
+      hash = this.#hash.all(hash, path, length, length + written);
+      length += written;
+      at = to + 1;
+    }
   }
 }
 
-function newLevel<T>(): Level<T> {
-  return { name: undefined, next: undefined, nodes: undefined, plus: undefined, hash: undefined, value: undefined };
-}
-
-function matchFrom<T>(level: Level<T>, names: readonly string[], depth: number, visit: (value: T) => void): void {
-  // [MQTT-4.7.1-2] "#" stands for the level before it too, and for any number of levels after it
-  if (level.hash !== undefined) visit(level.hash);
-  const name = names[depth];
-  if (name === undefined) {
-    if (level.value !== undefined) visit(level.value);
-    return;
+/** A part of a topic as UTF-8. @returns how many bytes. */
+function writeName(topic: string, from: number, to: number, into: Uint8Array, at: number): number {
+  for (let i = from; i < to; i++) {
+    const unit = topic.charCodeAt(i);
+    if (unit > 0x7f) return encoder.encodeInto(topic.slice(from, to), into.subarray(at)).written;
+    into[at + i - from] = unit;
   }
-  const named = namedChild(level, name);
-  if (named !== undefined) matchFrom(named, names, depth + 1, visit);
-  if (level.plus !== undefined) matchFrom(level.plus, names, depth + 1, visit);
+  return to - from;
 }
 
-function deleteFrom<T>(level: Level<T>, names: readonly string[], depth: number): boolean {
-  const name = names[depth];
-  if (name === undefined) {
-    const found = level.value !== undefined;
-    level.value = undefined;
-    return found;
-  }
-  if (name === "#") {
-    const found = level.hash !== undefined;
-    level.hash = undefined;
-    return found;
-  }
-  const below = child(level, name);
-  if (below === undefined || !deleteFrom(below, names, depth + 1)) return false;
-  if (isEmpty(below)) deleteChild(level, name);
-  return true;
-}
-
-function* valuesFrom<T>(level: Level<T>): Generator<T> {
-  if (level.value !== undefined) yield level.value;
-  if (level.hash !== undefined) yield level.hash;
-  if (level.plus !== undefined) yield* valuesFrom(level.plus);
-  if (level.next !== undefined) yield* valuesFrom(level.next);
-  if (level.nodes !== undefined) for (const below of level.nodes.values()) yield* valuesFrom(below);
-}
-
-function countBelow<T>(level: Level<T>): number {
-  let count = 0;
-  for (const below of [level.plus, level.next, ...(level.nodes?.values() ?? [])]) {
-    if (below !== undefined) count += 1 + countBelow(below);
-  }
-  return count;
-}
-
-function isEmpty<T>(level: Level<T>): boolean {
-  return (
-    level.value === undefined &&
-    level.hash === undefined &&
-    level.plus === undefined &&
-    level.next === undefined &&
-    level.nodes === undefined
-  );
-}
-
-/** The child for the level of a topic: a name only. */
-function namedChild<T>(level: Level<T>, name: string): Level<T> | undefined {
-  return level.name === name ? level.next : level.nodes?.get(name);
-}
-
-/** The child for the level of a filter: a name or "+". */
-function child<T>(level: Level<T>, name: string): Level<T> | undefined {
-  return name === "+" ? level.plus : namedChild(level, name);
-}
-
-function addChild<T>(level: Level<T>, name: string): Level<T> {
-  const below = newLevel<T>();
-  if (name === "+") {
-    level.plus = below;
-  } else if (level.nodes !== undefined) {
-    level.nodes.set(name, below);
-  } else if (level.name === undefined || level.next === undefined) {
-    level.name = name;
-    level.next = below;
-  } else {
-    level.nodes = new Map([
-      [level.name, level.next],
-      [name, below],
-    ]);
-    level.name = undefined;
-    level.next = undefined;
-  }
-  return below;
-}
-
-function deleteChild<T>(level: Level<T>, name: string): void {
-  if (name === "+") {
-    level.plus = undefined;
-  } else if (level.name === name) {
-    level.name = undefined;
-    level.next = undefined;
-  } else {
-    level.nodes?.delete(name);
-    // A map that has shrunk stays until it is empty: a level that had many children will have them again.
-    if (level.nodes?.size === 0) level.nodes = undefined;
-  }
+function add(counts: number[], at: number, change: 1 | -1): void {
+  while (counts.length <= at) counts.push(0);
+  counts[at]! += change;
+  while (counts.at(-1) === 0) counts.pop();
 }

@@ -56,7 +56,7 @@ export class Core {
   readonly name: NodeName;
   readonly settings: Settings;
   readonly store: CoreStore;
-  readonly routes = new RouteTable();
+  readonly routes = new RouteTable(crypto.getRandomValues(new Uint32Array(1))[0]!);
   readonly metrics = new Metrics();
   readonly host: CoreHost;
   readonly startedAt = Date.now();
