@@ -164,6 +164,9 @@ export const limits = {
   linkCallsMax: 4_096,
   /** One message of a link: a batch with a message of the largest size, as base64, is half of it. */
   linkMessageCharsMax: 8_388_608,
+
+  /** Retained messages at QoS 0 that a node gives its clients faster than `retainedQos0BytesPerMsMax`. */
+  retainedQos0BytesAheadMax: 8_388_608,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

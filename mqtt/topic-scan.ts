@@ -8,7 +8,7 @@
  *     d/2/a      ...
  *
  * Cost: a topic looked at for each match, and at most four for each value that a `+` takes. `d/7/#` looks at one topic
- * besides its matches, however many there are.
+ * besides its matches, however many there are, and finds them in one `run`: nothing that does not match is among them.
  *
  * A topic and what is below it are not neighbours: "a", "a!", "a/b", "a0", because some characters are before "/".
  */
@@ -44,6 +44,24 @@ export function seekAfter(filter: string, topic: string): string | undefined {
     }
   }
   return levelEnd === undefined ? undefined : topic.slice(0, levelEnd) + behindSlash;
+}
+
+/**
+ * From a topic that matches, the upper bound of a run: all topics from it on that are smaller match, too.
+ *
+ *     d/+/#   "d/1/a" begins a run up to "d/10"; "d/1" begins none, because "d/1!" comes before "d/1/"
+ */
+export function runEnd(filter: string, topic: string): string | undefined {
+  // [MQTT-4.7.2-1]
+  if (filter === "#") return topic < "$" ? "$" : "\u{10ffff}";
+  if (!filter.endsWith("#")) return undefined;
+  let slash = -1;
+  for (let inFilter = 0; inFilter < filter.length; inFilter++) {
+    if (filter[inFilter] !== "/") continue;
+    slash = topic.indexOf("/", slash + 1);
+    if (slash === -1) return undefined;
+  }
+  return topic.slice(0, slash) + behindSlash;
 }
 
 /** What all topics go on with that match the filter from here on. */

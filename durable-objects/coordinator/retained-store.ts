@@ -1,6 +1,7 @@
 /**
  * Retained messages on a core's disk: one per topic, ordered by the bytes of the topics. A filter is read by skip-scan
- * (mqtt/topic-scan.ts): topics are looked at one by one, and only of those that match the message is read.
+ * (mqtt/topic-scan.ts): topics are looked at one by one, and only of those that match the message is read;
+ * those that match one behind the other are read together.
  *
  * Every core has them all. A core that takes one in gives it a version of its own, later than all that it has seen, and of
  * two messages on one topic the one with the later version holds; that a topic was cleared is remembered for as long as
@@ -19,7 +20,7 @@ import { ByteReader, ByteWriter, concatenate } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { isUpTo } from "../../mqtt/message-id-set.ts";
 import { readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
-import { seekAfter } from "../../mqtt/topic-scan.ts";
+import { runEnd, seekAfter } from "../../mqtt/topic-scan.ts";
 import { matches } from "../../mqtt/topic.ts";
 import { writeRetainedEntry, type RetainedEntry, type RetainedPage } from "../rpc.ts";
 import type { Sql } from "../schema.ts";
@@ -33,6 +34,9 @@ export interface Stamp {
   readonly writer: NodeName;
   readonly version: number;
 }
+
+type Place = { id: number; topic: string };
+type Row = { topic: string; expires_at: number; message: ArrayBuffer };
 
 const unstamped: Stamp = { writer: "", version: 0 };
 
@@ -212,31 +216,38 @@ export class RetainedStore {
   page(filter: string, after: string | undefined, messagesMax: number, now: number): RetainedPage {
     const messages: Uint8Array[] = [];
     let bytes = 0;
+    let topics = 0;
     let looked = after ?? "";
-    for (let topics = 0; topics < limits.pageTopicsMax; topics++) {
+    while (topics < limits.pageTopicsMax && messages.length < messagesMax && bytes < limits.pageBytesMax) {
       const found = this.#firstFrom(seekAfter(filter, looked));
       if (!found) return { messages: concatenate(messages, bytes), next: undefined };
       looked = found.topic;
-      const message = matches(filter, looked) ? this.#read(found.id, now) : undefined;
-      if (!message) continue;
-      messages.push(message);
-      bytes += message.length;
-      if (messages.length === messagesMax || bytes >= limits.pageBytesMax) break;
+      topics++;
+      if (!matches(filter, looked)) continue;
+      for (const row of this.#matching(filter, found, messagesMax - messages.length)) {
+        looked = row.topic;
+        topics++;
+        if (row.expires_at > 0 && row.expires_at <= now) continue;
+        messages.push(new Uint8Array(row.message));
+        bytes += row.message.byteLength;
+        if (bytes >= limits.pageBytesMax) break;
+      }
     }
     return { messages: concatenate(messages, bytes), next: looked };
   }
 
-  #firstFrom(from: string | undefined): { id: number; topic: string } | undefined {
+  #firstFrom(from: string | undefined): Place | undefined {
     if (from === undefined) return undefined;
     const query = "SELECT id, topic FROM retained WHERE topic >= ? ORDER BY topic LIMIT 1";
-    return this.#sql.exec<{ id: number; topic: string }>(query, from).toArray()[0];
+    return this.#sql.exec<Place>(query, from).toArray()[0];
   }
 
-  /** Nothing when it has expired. */
-  #read(id: number, now: number): Uint8Array | undefined {
-    const query = "SELECT message FROM retained WHERE id = ? AND (expires_at = 0 OR expires_at > ?)";
-    const row = this.#sql.exec<{ message: ArrayBuffer }>(query, id, now).toArray()[0];
-    return row && new Uint8Array(row.message);
+  /** A topic that matches, and what follows it in a run. */
+  #matching(filter: string, { id, topic }: Place, rowsMax: number): Iterable<Row> {
+    const select = "SELECT topic, expires_at, message FROM retained";
+    const end = runEnd(filter, topic);
+    if (end === undefined) return this.#sql.exec<Row>(`${select} WHERE id = ?`, id);
+    return this.#sql.exec<Row>(`${select} WHERE topic >= ? AND topic < ? ORDER BY topic LIMIT ?`, topic, end, rowsMax);
   }
 
   /** One page. */

@@ -2,9 +2,9 @@
  * Retained messages for new subscriptions. They are on the core and may be many, so a session reads them page by page,
  * as its queue drains; how far each read has got is in the session's checkpoint, so it goes on after sleep or a crash.
  *
- * At QoS 0 nothing queues, and nobody says when the client has taken a page: the next one waits as long as a client of
- * moderate speed takes for it. Sessions take turns, a page each, and a node asks for few pages at once, however many of
- * its clients subscribe to everything.
+ * At QoS 0 nothing queues, and nobody says when the client has taken a page. A node gives its clients so much at once as
+ * its memory can well hold; behind that, the next page waits as long as a client of moderate speed takes for one. Sessions
+ * take turns, a page each, and a node asks for few pages at once, however many of its clients subscribe to everything.
  */
 import { ByteReader } from "../../mqtt/byte-buffer.ts";
 import { limits } from "../../mqtt/limits.ts";
@@ -21,6 +21,9 @@ export class RetainedReader {
   /** Those whose page is under way, or that pause after it. */
   readonly #busy = new Set<Session>();
   #pagesUnderWay = 0;
+  /** Bytes given at QoS 0 that a client of moderate speed would not have taken at that time. */
+  #ahead = 0;
+  #aheadAt = 0;
 
   constructor(broker: Broker) {
     this.#broker = broker;
@@ -61,7 +64,7 @@ export class RetainedReader {
     this.#pagesUnderWay++;
     let pauseMs: number;
     try {
-      pauseMs = (await this.#readPage(session)) / limits.retainedQos0BytesPerMsMax;
+      pauseMs = this.#pauseAfter(await this.#readPage(session), Date.now());
     } catch (error) {
       console.error(`retained messages for ${session.clientId}: ${String(error)}`);
       pauseMs = limits.retryLastMs;
@@ -70,6 +73,14 @@ export class RetainedReader {
     if (pauseMs > 0 && session.retainedReads.length > 0) setTimeout(() => this.#goOn(session), pauseMs);
     else this.#goOn(session);
     this.#nextTurns();
+  }
+
+  #pauseAfter(bytes: number, now: number): number {
+    this.#ahead = Math.max(0, this.#ahead - (now - this.#aheadAt) * limits.retainedQos0BytesPerMsMax);
+    this.#aheadAt = now;
+    if (this.#ahead + bytes > limits.retainedQos0BytesAheadMax) return bytes / limits.retainedQos0BytesPerMsMax;
+    this.#ahead += bytes;
+    return 0;
   }
 
   #goOn(session: Session): void {
@@ -109,10 +120,11 @@ export class RetainedReader {
         session.retainedReads = [{ ...read, after }, ...others];
         break;
       }
-      const message = detached(readMessage(reader));
+      const message = readMessage(reader);
       const qos = Math.min(message.qos, subscription.qos) as QoS;
       if (qos === 0) bytesAtQos0 += messageBytes(message);
-      this.#deliver(session, subscription, message, qos);
+      // What waits for its turn must not keep the page.
+      this.#deliver(session, subscription, qos === 0 ? message : detached(message), qos);
       after = message.topic;
     }
     return bytesAtQos0;

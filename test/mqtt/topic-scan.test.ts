@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { seekAfter } from "../../mqtt/topic-scan.ts";
+import { runEnd, seekAfter } from "../../mqtt/topic-scan.ts";
 import { matches } from "../../mqtt/topic.ts";
 import { random } from "../support/random.ts";
 
@@ -107,6 +107,13 @@ describe("what a filter finds", () => {
         const { found, looked } = index.scan(filter);
         expect({ filter, found }).toEqual({ filter, found: index.naive(filter) });
         expect(looked).toBeLessThanOrEqual(found.length + 4 * plusValues(filter, index.topics) + 2);
+        for (const topic of found) {
+          const end = runEnd(filter, topic);
+          if (end === undefined) continue;
+          const run = index.topics.slice(index.placeOf(topic), index.placeOf(end));
+          expect({ filter, topic, run }).toEqual({ filter, topic, run: run.filter((each) => matches(filter, each)) });
+          expect(run).toContain(topic);
+        }
         // A page begins behind any topic, also one that has been deleted since.
         for (const after of [join(), index.topics[Math.floor(next() * index.topics.length)] ?? ""])
           expect({ filter, after, found: index.scan(filter, after).found }).toEqual({
@@ -117,6 +124,25 @@ describe("what a filter finds", () => {
       }
     },
   );
+});
+
+describe("a run is all that matches without a gap", () => {
+  const index = new Index(["!", "#", "$", "$SYS/a", "/", "/b", "a", "a!", "a/", "a/b", "a/b/c", "a/b/d/e", "a0", "é"]);
+
+  test.each([
+    ["#", "!", ["!", "#"]],
+    ["#", "a/b", ["a/b", "a/b/c", "a/b/d/e", "a0", "é"]],
+    ["a/#", "a/", ["a/", "a/b", "a/b/c", "a/b/d/e"]],
+    ["+/b/#", "a/b/c", ["a/b/c", "a/b/d/e"]],
+    ["+/#", "/", ["/", "/b"]],
+    ["$SYS/#", "$SYS/a", ["$SYS/a"]],
+    ["a/#", "a", undefined],
+    ["a/+", "a/b", undefined],
+    ["a", "a", undefined],
+  ])("%s, from %s", (filter, from, run) => {
+    const end = runEnd(filter, from);
+    expect(end && index.topics.slice(index.placeOf(from), index.placeOf(end))).toEqual(run);
+  });
 });
 
 describe("[G6] what it looks at, among 100,002 topics", () => {

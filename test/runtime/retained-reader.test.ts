@@ -85,12 +85,33 @@ async function take(client: Conversation, count: number): Promise<string[]> {
   return payloads;
 }
 
-test("[G6] at QoS 0 the next page is not read before the client can have taken the last", async () => {
-  const topics = numbered("slow", 25);
+/** Pages of ten messages, one a second at QoS 0 when so many have come at once. */
+async function retainForPages(topics: readonly string[], pagesAhead: number): Promise<void> {
   const messages = await retain(...topics);
   const page = messages.slice(0, 10).reduce((sum, message) => sum + messageBytes(message), 0);
-  // A page a second.
-  Object.assign(limits, { pageMessagesMax: 10, retainedQos0BytesPerMsMax: page / 1000 });
+  const pace = { retainedQos0BytesPerMsMax: page / 1000, retainedQos0BytesAheadMax: page * pagesAhead };
+  Object.assign(limits, { pageMessagesMax: 10, ...pace });
+}
+
+test("[G6] at QoS 0 some pages come at once, and the clients of a node share them", async () => {
+  await retainForPages(numbered("fast", 25), 1.2);
+  const node = newNode();
+  const first = await converse(node);
+  await subscribe(first, "fast/#", { qos: 0 });
+  await expectMessages(first, numbered("fast", 20));
+  await first.expectNothing();
+  expect(asked).toHaveLength(2);
+  const second = await converse(node);
+  await subscribe(second, "fast/#", { qos: 0 });
+  await expectMessages(second, numbered("fast", 10));
+  await second.expectNothing();
+  expect(asked).toHaveLength(3);
+  await Promise.all([first.drop(), second.drop()]);
+});
+
+test("[G6] at QoS 0 the next page is not read before the client can have taken the last", async () => {
+  const topics = numbered("slow", 25);
+  await retainForPages(topics, 0);
   const client = await converse(newNode());
   await subscribe(client, "slow/#", { qos: 0 });
   await expectMessages(client, topics.slice(0, 10));

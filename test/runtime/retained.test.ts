@@ -106,7 +106,7 @@ async function watchReads(): Promise<() => { topics: number; messages: number }>
     cursors.reduce((sum, { query, cursor }) => sum + (query.startsWith(start) ? cursor.rowsRead : 0), 0);
   return () => ({
     topics: readBy("SELECT id, topic FROM retained"),
-    messages: readBy("SELECT message FROM retained"),
+    messages: readBy("SELECT topic, expires_at, message FROM retained"),
   });
 }
 
@@ -133,7 +133,8 @@ describe("among 100,002 topics", () => {
     ["d/7777/c", 1, 1],
     ["d/77777/c", 0, 1],
     ["d/7777/+", 3, 4],
-    ["d/7777/#", 3, 4],
+    // A topic of a run is looked at and read in one.
+    ["d/7777/#", 3, 3],
     ["d/77777/#", 0, 1],
     ["+/7777/c", 1, 2],
     ["+/77777/c", 0, 2],
@@ -382,6 +383,7 @@ describe("what cannot be retained", () => {
     [
       "for want of room",
       async () => {
+        await sleep(coreName);
         const [all] = await counts();
         Object.assign(limits, { retainedMessagesMax: all });
       },
