@@ -11,25 +11,26 @@ interface Named {
  * younger half of the memory is full it becomes the older one, and what was that is gone.
  */
 export class LatestIds {
-  #young = new Map<string, string>();
+  /** By life, then by topic: a topic's hash is known, that of a key put together is not. */
+  #young = new Map<string, Map<string, string>>();
   #youngBytes = 0;
-  #old: ReadonlyMap<string, string> = new Map();
+  #old: ReadonlyMap<string, ReadonlyMap<string, string>> = new Map();
 
   /** The id of the latest message of the same life on the same topic. */
   get({ id, topic }: Named): string | undefined {
-    return this.#get(lifeOf(id) + topic);
+    const life = lifeOf(id);
+    return this.#young.get(life)?.get(topic) ?? this.#old.get(life)?.get(topic);
   }
 
-  #get(key: string): string | undefined {
-    return this.#young.get(key) ?? this.#old.get(key);
-  }
-
-  add({ id, topic }: Named): void {
-    const key = lifeOf(id) + topic;
-    const before = this.#get(key);
+  add(message: Named): void {
+    const { id, topic } = message;
+    const life = lifeOf(id);
+    const before = this.get(message);
     const latest = before !== undefined && isUpTo(id, before) ? before : id;
-    if (!this.#young.has(key)) this.#makeRoom(bytesOf(key, latest));
-    this.#young.set(key, latest);
+    if (!this.#young.get(life)?.has(topic)) this.#makeRoom(bytesOf(topic, latest));
+    const young = this.#young.get(life);
+    if (young) young.set(topic, latest);
+    else this.#young.set(life, new Map([[topic, latest]]));
   }
 
   #makeRoom(bytes: number): void {
@@ -42,7 +43,7 @@ export class LatestIds {
   }
 }
 
-/** Of two strings and their place in the map, roughly. */
-function bytesOf(key: string, id: string): number {
-  return 2 * (key.length + id.length) + 64;
+/** Of two strings and their place in a map, roughly. */
+function bytesOf(topic: string, id: string): number {
+  return 2 * (topic.length + id.length) + 128;
 }

@@ -52,6 +52,8 @@ export class RetainedStore {
   readonly #versions: Versions;
   readonly #writer = new ByteWriter();
   readonly #latest = new LatestIds();
+  /** The topic that was looked for last, if nothing is retained on it. */
+  #missing: string | undefined;
   /** What `cleared` has of each writer, at most; not known before the first clearing of a life. */
   readonly #clearings = new Map<NodeName, number>();
 
@@ -75,6 +77,7 @@ export class RetainedStore {
   #idOn(topic: string): string | undefined {
     const query = "SELECT message FROM retained WHERE topic = ?";
     const row = this.#sql.exec<{ message: ArrayBuffer }>(query, topic).toArray()[0];
+    this.#missing = row ? undefined : topic;
     return row && readMessage(new ByteReader(new Uint8Array(row.message))).id;
   }
 
@@ -96,7 +99,9 @@ export class RetainedStore {
       return true;
     }
     const update = "UPDATE retained SET expires_at = ?, message = ?, writer = ?, version = ? WHERE topic = ?";
-    const isKnown = this.#sql.exec(update, expiresAt, bytes, writer, version, topic).rowsWritten > 0;
+    const isKnown =
+      topic !== this.#missing && this.#sql.exec(update, expiresAt, bytes, writer, version, topic).rowsWritten > 0;
+    this.#missing = undefined;
     if (!isKnown) {
       if (this.count >= limits.retainedMessagesMax) return false;
       const insert = "INSERT INTO retained (topic, expires_at, message, writer, version) VALUES (?, ?, ?, ?, ?)";

@@ -4,6 +4,8 @@ import type { Sql } from "../schema.ts";
 export class RowCount {
   readonly #sql: Sql;
   readonly #table: string;
+  /** undefined: not read in this life. */
+  #value: number | undefined;
   #unwritten = 0;
   #isScheduled = false;
 
@@ -14,11 +16,12 @@ export class RowCount {
 
   get value(): number {
     const query = "SELECT value FROM counter WHERE name = ?";
-    return this.#sql.exec<{ value: number }>(query, this.#table).one().value + this.#unwritten;
+    return (this.#value ??= this.#sql.exec<{ value: number }>(query, this.#table).one().value);
   }
 
   /** In the turn of the change itself: both are in one transaction, because microtasks run before it ends. */
   add(rows: number): void {
+    this.#value = this.value + rows;
     this.#unwritten += rows;
     if (rows === 0 || this.#isScheduled) return;
     this.#isScheduled = true;
