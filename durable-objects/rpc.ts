@@ -22,6 +22,8 @@ export interface CoordinatorRpc {
   route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array>;
   /** The client id is the node's from now on (G4). `epoch` rises with every claim of it. */
   claim(clientId: string, node: NodeName, term: number): Promise<GrantedClaim>;
+  /** Claims of several client ids; undefined: this one cannot be answered at once, and is to be claimed alone. */
+  claimAll(clientIds: readonly string[], node: NodeName, term: number): Promise<readonly (GrantedClaim | undefined)[]>;
   /**
    * The claimer goes on without a holder that it cannot reach: what that one has of the client id ends when it hears of it.
    * @returns whether the claim with this epoch is still the latest

@@ -167,6 +167,9 @@ export const limits = {
 
   /** Retained messages at QoS 0 that a node gives its clients faster than `retainedQos0BytesPerMsMax`. */
   retainedQos0BytesAheadMax: 8_388_608,
+  /** Claims that a node makes in one call, and their client ids. */
+  claimsPerCallMax: 256,
+  claimCharsPerCallMax: 1_048_576,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

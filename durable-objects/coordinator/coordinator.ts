@@ -82,6 +82,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     return this.#core.mesh.claim(clientId, node, term);
   }
 
+  claimAll(clientIds: readonly string[], node: NodeName, term: number): Promise<readonly (GrantedClaim | undefined)[]> {
+    return this.#core.mesh.claimAll(clientIds, node, term);
+  }
+
   abandon(clientId: string, epoch: number, holder: NodeName): Promise<boolean> {
     return this.#core.mesh.abandon(clientId, epoch, holder);
   }

@@ -22,6 +22,7 @@ import {
   type ClusterSize,
   type GrantedClaim,
   type Hello,
+  type Holder,
   type NodeRpc,
   type PeerRpc,
   type Replicated,
@@ -464,6 +465,20 @@ export class Mesh {
     );
     const isAway = await Promise.all(claim.holders.map((holder) => this.#isAway(holder.node)));
     return { ...claim, away: claim.holders.flatMap((holder, index) => (isAway[index] ? [holder.node] : [])) };
+  }
+
+  /** Claims in one step, of those client ids of which all is known here; the others are left out. */
+  async claimAll(
+    clientIds: readonly string[],
+    node: NodeName,
+    term: number,
+  ): Promise<readonly (GrantedClaim | undefined)[]> {
+    for (let coming; (coming = this.homes.whenIn(node, term));) await coming;
+    const isHere = (holder: Holder): boolean => isMember(holder.node, this.#host.settings.domain);
+    return clientIds.map((clientId) => {
+      const claim = this.share.claimAtOnce(clientId, node);
+      return claim?.holders.every(isHere) ? { ...claim, away: [] } : undefined;
+    });
   }
 
   /** The node is of another deployment, of which no core is in reach. They are tried now. */

@@ -77,6 +77,16 @@ export class RegistryShare {
   /** The claim; undefined: this core is not the owner. */
   async claim(clientId: string, node: NodeName): Promise<Claim | undefined> {
     if (!(await this.#owns(clientId))) return undefined;
+    return this.#claim(clientId, node);
+  }
+
+  /** The claim; undefined: this core is not the owner, or does not know yet what was known of the id. */
+  claimAtOnce(clientId: string, node: NodeName): Claim | undefined {
+    const isReady = this.#host.whenReady() === undefined && this.#isOwn(clientId) && !this.#isOnTheWay(clientId);
+    return isReady ? this.#claim(clientId, node) : undefined;
+  }
+
+  #claim(clientId: string, node: NodeName): Claim {
     // Among several cores another one may have taken itself for the owner, unknown to this one.
     const mayHold = this.#cores.length > 1 || this.#missed.has(node);
     return this.#host.registry.claim(clientId, node, Date.now(), mayHold);
@@ -98,13 +108,16 @@ export class RegistryShare {
     return this.ownerOf(clientId) === this.#host.self;
   }
 
+  #isOnTheWay(clientId: string): boolean {
+    return this.#before !== undefined && ownerAmong(this.#before, clientId) !== this.#host.self;
+  }
+
   /** Whether this core owns the id, and has what was known of it. */
   async #owns(clientId: string): Promise<boolean> {
     // Among whom the ids are divided is not known before it has met the others.
     await this.#host.whenReady();
     while (this.#isOwn(clientId)) {
-      const isOnTheWay = this.#before && ownerAmong(this.#before, clientId) !== this.#host.self;
-      if (!isOnTheWay) return true;
+      if (!this.#isOnTheWay(clientId)) return true;
       await this.#moving;
     }
     const owner = this.ownerOf(clientId);

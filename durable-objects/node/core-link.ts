@@ -7,6 +7,7 @@ import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { isOverloaded, Outbox, type CountDropped, type SendBatch } from "../outbox.ts";
 import type { CoordinatorRpc, GrantedClaim, NodeRpc, RetainedPage } from "../rpc.ts";
+import { ClaimBatches } from "./claim-batches.ts";
 import type { Home } from "./home.ts";
 
 export interface CoreLinkEvents {
@@ -17,7 +18,7 @@ export interface CoreLinkEvents {
 
 export class CoreLink {
   readonly outbox: Outbox;
-  readonly #node: NodeName;
+  readonly #claims: ClaimBatches;
   readonly #home: Home;
   readonly #coreAt: (core: NodeName) => CoordinatorRpc;
   #hasFailed = false;
@@ -29,7 +30,6 @@ export class CoreLink {
     coreAt: (core: NodeName) => CoordinatorRpc,
     { beforeSend, countDropped }: CoreLinkEvents,
   ) {
-    this.#node = node;
     this.#home = home;
     this.#coreAt = coreAt;
     const connect = (): SendBatch => {
@@ -44,6 +44,10 @@ export class CoreLink {
       };
     };
     this.outbox = new Outbox(connect, countDropped);
+    this.#claims = new ClaimBatches({
+      claimAll: (clientIds) => coreAt(home.core).claimAll(clientIds, node, home.term),
+      claim: (clientId) => this.#call((core) => core.claim(clientId, node, home.term)),
+    });
   }
 
   /** The failures of one connection count once. */
@@ -72,7 +76,7 @@ export class CoreLink {
   }
 
   claim(clientId: string): Promise<GrantedClaim> {
-    return this.#call((core) => core.claim(clientId, this.#node, this.#home.term));
+    return this.#claims.claim(clientId);
   }
 
   /** @returns whether the claim is still the latest. */

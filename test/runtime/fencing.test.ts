@@ -150,11 +150,11 @@ describe("[G4] the old node cannot be reached", () => {
     cut(old);
     const taken = await converse(newNode(), { ...durable, clientId });
     await subscribe(taken, `${topic}/new`);
-    const prototype = Coordinator.prototype as unknown as Record<"claim", (...args: unknown[]) => Promise<unknown>>;
-    const { claim } = prototype;
+    const prototype = Coordinator.prototype as unknown as Record<"claimAll", (...args: unknown[]) => Promise<unknown>>;
+    const { claimAll } = prototype;
     let claims = 0;
-    vi.spyOn(prototype, "claim").mockImplementation(async function (this: unknown, ...args) {
-      const result = await claim.apply(this, args);
+    vi.spyOn(prototype, "claimAll").mockImplementation(async function (this: unknown, ...args) {
+      const result = await claimAll.apply(this, args);
       if (claims++ === 0) await crash(old);
       return result;
     });

@@ -23,7 +23,7 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-const calls = ["claim", "takeOver", "takeOverMessages", "takeOverDone"] as const;
+const calls = ["claimAll", "takeOver", "takeOverMessages", "takeOverDone"] as const;
 type Call = (typeof calls)[number];
 const moments = calls.flatMap((call) =>
   (["before", "behind"] as const).flatMap((when) =>
@@ -33,7 +33,7 @@ const moments = calls.flatMap((call) =>
 
 /** Does something once in the middle of a move: before the call arrives, or before its answer leaves. */
 function once(call: Call, when: "before" | "behind", action: () => Promise<void>): () => boolean {
-  const prototype = (call === "claim" ? Coordinator : BrokerNode).prototype as unknown as Record<
+  const prototype = (call === "claimAll" ? Coordinator : BrokerNode).prototype as unknown as Record<
     Call,
     (...args: unknown[]) => Promise<unknown>
   >;
