@@ -66,6 +66,13 @@ export class Checkpoints {
     else this.#write(number, writePage(page));
   }
 
+  /** Those of this session and of later ones. */
+  deleteFrom(id: number): void {
+    const number = pageOf(id);
+    for (const later of this.#page(number).keys()) if (later >= id) this.delete(later);
+    this.#sql.exec("DELETE FROM checkpoint WHERE page > ? OR page <= ?", number, -id);
+  }
+
   #page(number: number): Page {
     let page = this.#pages.get(number);
     if (page) return page;

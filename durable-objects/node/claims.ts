@@ -58,7 +58,7 @@ export class Claims {
 
   async open(connection: Connection, request: OpenRequest): Promise<void> {
     const { clientId } = request.facts;
-    if (!this.#sessions.byClientId(clientId) && !this.#broker.store.hasRoom())
+    if (!this.#sessions.hasRoom() && !this.#sessions.byClientId(clientId))
       return connection.fail(new MqttError(ReasonCode.QuotaExceeded, "the node has no room for another session"));
     const before = this.#openings.get(clientId);
     if (before) supersede(before);
@@ -87,7 +87,7 @@ export class Claims {
     const { epoch, since, holders, away } = claim;
     opening.epoch = epoch;
     const takeover = new Takeover(broker, clientId, epoch);
-    this.#endStale(clientId, since);
+    let existing = this.#endStale(this.#sessions.byClientId(clientId), since);
     // The latest session is the one to go on with; older ones, left by failures, end where they are.
     const resume = !facts.cleanStart;
     const dismissals: Promise<boolean>[] = [];
@@ -116,9 +116,8 @@ export class Claims {
       }
     }
     if (opening.superseded) return connection.fail(takenOver());
-    const existing = this.#sessions.byClientId(clientId);
-    if (existing) this.#sessions.closeConnection(existing);
-    const session = this.#resumeOrCreate(request);
+    if (holders.length > 0) existing = this.#sessions.byClientId(clientId);
+    const session = this.#resumeOrCreate(request, existing && this.#closed(existing));
     session.epoch = epoch;
     if (connection.closed) {
       // The client left while its session was sought: what there is stays, as after any lost connection.
@@ -149,19 +148,22 @@ export class Claims {
     if (!heard.includes(false)) this.#broker.core.add(openedRecord(clientId, epoch), () => {});
   }
 
-  /** What is here from before the cluster went on without this node is never resumed. */
-  #endStale(clientId: string, since: number): void {
-    const stale = this.#sessions.byClientId(clientId);
-    if (!stale || stale.epoch >= since) return;
-    this.#sessions.closeConnection(stale);
-    // A transient session has ended with its connection.
-    const left = this.#sessions.byClientId(clientId);
+  /** What is here from before the cluster went on without this node is never resumed. @returns what is not. */
+  #endStale(existing: Session | undefined, since: number): Session | undefined {
+    if (!existing || existing.epoch >= since) return existing;
+    const left = this.#closed(existing);
     if (left) this.#sessions.end(left);
+    return undefined;
+  }
+
+  /** Its connection, if any, is closed. @returns the session, unless it was transient and has ended with it. */
+  #closed(session: Session): Session | undefined {
+    this.#sessions.closeConnection(session);
+    return this.#sessions.has(session) ? session : undefined;
   }
 
   /** The session to go on with. One that was there before has been detached, and so has a deadline. */
-  #resumeOrCreate({ facts: { clientId, username, cleanStart } }: OpenRequest): Session {
-    const existing = this.#sessions.byClientId(clientId);
+  #resumeOrCreate({ facts: { clientId, username, cleanStart } }: OpenRequest, existing: Session | undefined): Session {
     if (existing) {
       const ended = this.#sessions.publishDueWill(existing, Date.now());
       // A session is its user's: whoever else has the client id does not get what was meant for them (G9).

@@ -98,8 +98,15 @@ export class SessionStore {
     return firstPage(rows, ({ clientId }) => clientId);
   }
 
-  /** Whatever a crash half-way left under this name is not the new session's (G9). */
-  clear(id: number): void {
+  /** Whatever a crash half-way left under names from this one on is not that of new sessions (G9). */
+  clearFrom(id: number): void {
+    this.#sql.exec("DELETE FROM queue WHERE session >= ?", id);
+    this.#sql.exec("DELETE FROM subscription WHERE session >= ?", id);
+    this.#sql.exec("DELETE FROM connection WHERE session >= ?", id);
+    this.#checkpoints.deleteFrom(id);
+  }
+
+  #clear(id: number): void {
     this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
     this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
     this.#sql.exec("DELETE FROM connection WHERE session = ?", id);
@@ -221,7 +228,7 @@ export class SessionStore {
   }
 
   delete(id: number): void {
-    this.clear(id);
+    this.#clear(id);
     this.#sql.exec("DELETE FROM session WHERE id = ?", id);
   }
 
@@ -240,7 +247,7 @@ export class SessionStore {
   clearAdoptions(): void {
     const rows = this.#sql.exec<{ session: number }>("SELECT session FROM adoption").toArray();
     for (const { session } of rows) {
-      this.clear(session);
+      this.#clear(session);
       this.deleteAdoption(session);
     }
     if (rows.length > 0) this.#log.deleteUnread();
@@ -268,11 +275,6 @@ export class SessionStore {
   /** The sessions that disk calls connected. */
   connectedIds(): number[] {
     return [...this.#sql.exec<{ session: number }>("SELECT session FROM connection")].map((row) => row.session);
-  }
-
-  /** Whether another session has room; they are counted only when there may be too many. */
-  hasRoom(): boolean {
-    return this.nextId() <= limits.sessionsPerNodeMax || this.count() < limits.sessionsPerNodeMax;
   }
 
   count(): number {

@@ -24,7 +24,8 @@ export class Sessions {
   /** Saved since the log was trimmed. */
   readonly #moved = new Set<number>();
   #saving: ReturnType<typeof setTimeout> | undefined;
-  #nextId = 0;
+  /** The next free short name; undefined: not looked for in this life. */
+  #nextId: number | undefined;
 
   constructor(broker: Broker) {
     this.#broker = broker;
@@ -76,10 +77,22 @@ export class Sessions {
 
   /** A session that is not on disk yet. */
   create(clientId: string): Session {
+    const id = this.#findNextId();
+    this.#nextId = id + 1;
+    return this.#keep(new Session(id, clientId));
+  }
+
+  /** Whether another session has room; they are counted only when there may be too many. */
+  hasRoom(): boolean {
+    return this.#findNextId() <= limits.sessionsPerNodeMax || this.#broker.store.count() < limits.sessionsPerNodeMax;
+  }
+
+  #findNextId(): number {
+    if (this.#nextId !== undefined) return this.#nextId;
     const { store } = this.#broker;
-    this.#nextId = Math.max(this.#nextId, store.nextId());
-    store.clear(this.#nextId);
-    return this.#keep(new Session(this.#nextId++, clientId));
+    this.#nextId = store.nextId();
+    store.clearFrom(this.#nextId);
+    return this.#nextId;
   }
 
   /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
