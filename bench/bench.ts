@@ -49,6 +49,9 @@ interface Plan {
   readonly strictness: "trellis" | "all";
 }
 
+/** A broker that does nothing for so long has lost what is under way. */
+const stallMs = 5000;
+
 /** Who runs what in one scenario. */
 interface Contender {
   readonly column: Column;
@@ -56,29 +59,25 @@ interface Contender {
   readonly scenario: Scenario;
 }
 
-async function main(): Promise<number> {
+async function main(stopping: AbortSignal): Promise<number> {
   const plan = planOf(process.argv.slice(2));
   if (plan === "list") {
     for (const { name, about } of scenarios) console.log(`${name.padEnd(24)}${about}`);
     return 0;
   }
-  const brokers = await prepareBrokers();
-  try {
-    const wanted = plan.brokers.filter((name) => !brokers.missing.has(name));
-    for (const name of plan.brokers) {
-      const reason = brokers.missing.get(name);
-      if (reason !== undefined) console.log(`Without ${name}: ${reason}.`);
-    }
-    const results = await runAll(brokers, plan, wanted);
-    console.log(`\n${summaryTable(results)}`);
-    if (plan.json !== undefined) await writeJson(plan, plan.json, results);
-    const counted = results
-      .flatMap(({ runs }) => runs)
-      .filter((run) => plan.strictness === "all" || run.column === "trellis");
-    return counted.some(({ result }) => voidReason(result) !== undefined) ? 1 : 0;
-  } finally {
-    await brokers.dispose();
+  const brokers = await prepareBrokers(stopping);
+  const wanted = plan.brokers.filter((name) => !brokers.missing.has(name));
+  for (const name of plan.brokers) {
+    const reason = brokers.missing.get(name);
+    if (reason !== undefined) console.log(`Without ${name}: ${reason}.`);
   }
+  const results = await runAll(brokers, plan, wanted, stopping);
+  console.log(`\n${summaryTable(results)}`);
+  if (plan.json !== undefined) await writeJson(plan, plan.json, results);
+  const counted = results
+    .flatMap(({ runs }) => runs)
+    .filter((run) => plan.strictness === "all" || run.column === "trellis");
+  return counted.some(({ result }) => voidReason(result) !== undefined) ? 1 : 0;
 }
 
 function planOf(args: readonly string[]): Plan | "list" {
@@ -144,7 +143,13 @@ function contendersOf(scenario: Scenario, plan: Plan, brokers: readonly BrokerNa
   return contenders;
 }
 
-async function runAll(brokers: Brokers, plan: Plan, wanted: readonly BrokerName[]): Promise<ScenarioResult[]> {
+/** Rejects when it is told to stop, after the broker that runs has ended. */
+async function runAll(
+  brokers: Brokers,
+  plan: Plan,
+  wanted: readonly BrokerName[],
+  stopping: AbortSignal,
+): Promise<ScenarioResult[]> {
   const possible = plan.scenarios.filter(hasDescriptors);
   const lineups = possible.map((scenario) => ({ scenario, contenders: contendersOf(scenario, plan, wanted) }));
   const runsInAll = lineups.reduce((sum, { contenders }) => sum + contenders.length * plan.rounds, 0);
@@ -161,7 +166,8 @@ async function runAll(brokers: Brokers, plan: Plan, wanted: readonly BrokerName[
           runsDone === 0 ? "" : `, ${duration(((Date.now() - begun) / runsDone) * (runsInAll - runsDone))} left`;
         const place = `scenario ${index + 1} of ${lineups.length}, ${scenario.name}`;
         progress(`${place}: round ${round} of ${plan.rounds}, ${contender.column}${left}`);
-        runs.push({ column: contender.column, round, result: await runOnce(brokers, contender, plan) });
+        runs.push({ column: contender.column, round, result: await runOnce(brokers, contender, plan, stopping) });
+        stopping.throwIfAborted();
         runsDone++;
       }
     }
@@ -173,14 +179,19 @@ async function runAll(brokers: Brokers, plan: Plan, wanted: readonly BrokerName[
   return results;
 }
 
-async function runOnce(brokers: Brokers, { broker, scenario }: Contender, plan: Plan): Promise<LoadResult> {
+async function runOnce(
+  brokers: Brokers,
+  { broker, scenario }: Contender,
+  plan: Plan,
+  stopping: AbortSignal,
+): Promise<LoadResult> {
   const { load: spec, cores } = scenario;
   const { seconds, warmUpSeconds } = plan;
   try {
     const running = await brokers.start(broker, { nodes: spec.nodes, cores });
     try {
       const { urls, pid } = running;
-      return await runLoad({ spec, urls, pid, seconds, warmUpSeconds });
+      return await runLoad({ spec, urls, pid, seconds, warmUpSeconds, stallMs }, stopping);
     } finally {
       await running.stop();
     }
@@ -246,7 +257,9 @@ function commit(): string | undefined {
   }
 }
 
-process.exitCode = await main().catch((error: unknown) => {
+const stopping = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stopping.abort());
+process.exitCode = await main(stopping.signal).catch((error: unknown) => {
   console.error(error instanceof Error ? error.message : error);
   return 1;
 });

@@ -7,6 +7,7 @@
 
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { rmSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect, createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -39,19 +40,18 @@ export interface Brokers {
   readonly missing: ReadonlyMap<BrokerName, string>;
   /** Rejects with what the broker said if it does not come up. */
   start(name: BrokerName, layout: Layout): Promise<MeasuredBroker>;
-  /** Deletes what all of this has left on disk. */
-  dispose(): Promise<void>;
 }
 
 const host = "127.0.0.1";
 const locations = ["weur", "enam", "apac"];
 
-/** Builds the worker and the floors, and looks for the peers. */
-export async function prepareBrokers(): Promise<Brokers> {
+/** Builds the worker and the floors, and looks for the peers. What is on disk goes when this process exits. */
+export async function prepareBrokers(abort: AbortSignal): Promise<Brokers> {
   const directory = await mkdtemp(join(tmpdir(), "trellis-bench-"));
+  process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
   const [trellis, floor] = await Promise.all([
-    bundleWorker(join(directory, "trellis")),
-    bundleFloor(join(directory, "floor")),
+    bundleWorker(join(directory, "trellis"), { abort }),
+    bundleFloor(join(directory, "floor"), abort),
   ]);
   const hasMosquitto = spawnSync("mosquitto", ["-h"], { env: withSbin() }).error === undefined;
   const missing = new Map<BrokerName, string>();
@@ -85,7 +85,7 @@ export async function prepareBrokers(): Promise<Brokers> {
         );
     }
   };
-  return { missing, start, dispose: () => rm(directory, { recursive: true, force: true }) };
+  return { missing, start };
 }
 
 function startTrellis(bundle: Bundle, { nodes, cores }: Layout, dataDir: string): Promise<MeasuredBroker> {
@@ -100,8 +100,8 @@ function startTrellis(bundle: Bundle, { nodes, cores }: Layout, dataDir: string)
 }
 
 /** The floors stand on what Trellis stands on: the same runtime with the same flags, made by the same code. */
-async function bundleFloor(directory: string): Promise<Bundle> {
-  const bundle = await bundleWorker(directory, { entry: join(import.meta.dirname, "floor/worker.ts") });
+async function bundleFloor(directory: string, abort: AbortSignal): Promise<Bundle> {
+  const bundle = await bundleWorker(directory, { entry: join(import.meta.dirname, "floor/worker.ts"), abort });
   const durableObjects = ["Bare", "Gateway", "Hub", "Store"].map((className) => ({
     binding: className.toUpperCase(),
     className,

@@ -14,8 +14,6 @@ import { Publisher, type PublisherOptions } from "./publisher.ts";
 import { Receiver, type Ledger, type ReceiverOptions } from "./receiver.ts";
 import type { Faults, Figures, LoadJob } from "./spec.ts";
 
-/** Without any progress for so long, nothing more is expected. */
-const stallMs = 5000;
 /** A broker that does not answer a close is left. */
 const closeMs = 2000;
 /** Connections that are being made at once where that is not what is measured. */
@@ -164,7 +162,7 @@ export class Load implements Ledger {
       if (current !== progress) {
         progress = current;
         since = performance.now();
-      } else if (performance.now() - since > stallMs) return;
+      } else if (performance.now() - since > this.job.stallMs) return;
       await sleep(2);
     }
   }

@@ -46,6 +46,8 @@ export interface LoadJob {
   readonly pid: number;
   readonly warmUpSeconds: number;
   readonly seconds: number;
+  /** Without any progress for so long, what is under way is lost. */
+  readonly stallMs: number;
 }
 
 /** What was measured; absent where there is no such thing, or where the system does not tell. */
