@@ -4,12 +4,15 @@
  */
 export class Alarm {
   readonly #storage: DurableObjectStorage;
+  readonly #addSet: () => void;
   /** ms since the epoch; undefined: not known since the object woke, 0 = none is set. */
   #at: number | undefined;
   #isAsking = false;
 
-  constructor(storage: DurableObjectStorage) {
+  /** @param addSet counts how often it is set. */
+  constructor(storage: DurableObjectStorage, addSet: () => void) {
     this.#storage = storage;
+    this.#addSet = addSet;
   }
 
   /** Rings at this time, in ms since the epoch, or before. Each call that moves it writes a row. */
@@ -18,7 +21,7 @@ export class Alarm {
     const isKnown = this.#at !== undefined;
     this.#at = at;
     if (!isKnown) void this.#setUnlessEarlier();
-    else if (!this.#isAsking) void this.#storage.setAlarm(at);
+    else if (!this.#isAsking) void this.#set(at);
   }
 
   /** It has rung: none is set any more. */
@@ -34,6 +37,11 @@ export class Alarm {
     // It rang meanwhile: its handler has looked at all deadlines.
     if (this.#at === undefined || this.#at === 0) return;
     if (set !== null && set <= this.#at) this.#at = set;
-    else await this.#storage.setAlarm(this.#at);
+    else await this.#set(this.#at);
+  }
+
+  #set(at: number): Promise<void> {
+    this.#addSet();
+    return this.#storage.setAlarm(at);
   }
 }

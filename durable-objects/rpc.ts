@@ -612,6 +612,8 @@ export interface CoreAdminRpc extends ClusterAdmin {
   topics(query: TopicQuery, slice: Slice): Promise<Page<RouteInfo>>;
   /** All nodes, or one. */
   nodes(only: NodeName | undefined): Promise<NodeInfo[]>;
+  /** The counters of this core and of all nodes that answer. */
+  metrics(): Promise<NodeMetrics[]>;
   /** Node by node, on each ordered by client id. */
   clients(node: NodeName | undefined, slice: Slice): Promise<Page<ClientInfo>>;
   client(clientId: string): Promise<Found<ClientInfo>>;
@@ -628,6 +630,11 @@ export interface NodeAdminRpc {
   /** @returns whether it was here. */
   kick(clientId: string): Promise<boolean>;
   subscriptions(query: SubscriptionQuery, slice: Slice): Promise<Listed<SubscriptionInfo>>;
+}
+
+export interface NodeMetrics {
+  readonly node: NodeName;
+  readonly [metric: string]: number | NodeName;
 }
 
 export interface Slice {

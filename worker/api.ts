@@ -107,6 +107,11 @@ async function node(c: ApiContext) {
   return c.json(info);
 }
 
+/** EMQX's without `aggregate`. */
+async function metrics(c: ApiContext) {
+  return c.json(await (await askCore(c)).core.metrics());
+}
+
 // ---- topics -----------------------------------------------------------------------------------------------------------
 
 async function topics(c: ApiContext) {
@@ -261,6 +266,7 @@ const routes: Readonly<Record<string, Readonly<Record<string, (c: ApiContext) =>
   "/cluster/:node/force_leave": { DELETE: forceLeave },
   "/nodes": { GET: nodes },
   "/nodes/:node": { GET: node },
+  "/metrics": { GET: metrics },
   "/topics": { GET: topics },
   "/topics/:topic": { GET: topic },
   "/clients": { GET: clients },

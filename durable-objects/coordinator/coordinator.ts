@@ -3,6 +3,8 @@ import { readSettings } from "../../cluster/config.ts";
 import type { Member } from "../../cluster/membership.ts";
 import { isMember, parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
+import { countedCalls } from "../counted-calls.ts";
+import { Metrics } from "../metrics.ts";
 import type {
   AdminAnswer,
   ChangesPage,
@@ -18,6 +20,7 @@ import type {
   GrantedClaim,
   Hello,
   NodeInfo,
+  NodeMetrics,
   NodeRpc,
   Page,
   PeerRpc,
@@ -45,7 +48,9 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     super(ctx, env);
     const name = ctx.id.name ?? "";
     parseNodeName(name);
-    this.#alarm = new Alarm(ctx.storage);
+    const metrics = new Metrics();
+    const addCall = (): void => metrics.add("rpc.calls");
+    this.#alarm = new Alarm(ctx.storage, () => metrics.add("alarms.set"));
     const settings = readSettings(env);
     this.#links = new Links({
       self: name,
@@ -54,13 +59,16 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
       targetFor: (peer) => new PeerTarget(this, peer),
       onUp: (peer) => this.#core.mesh.handleLink(peer),
       onDown: (peer) => this.#core.mesh.handleLink(peer),
-      count: (metric) => this.#core.metrics.add(metric),
+      count: (metric) => metrics.add(metric),
     });
     this.#core = new Core(name, settings, {
+      metrics,
       storage: ctx.storage,
-      nodeAt: (node: NodeName) => env.NODE.getByName(node),
+      nodeAt: (node: NodeName) => countedCalls<NodeRpc>(env.NODE.getByName(node), addCall),
       peerAt: (peer: NodeName, domain: string) =>
-        isMember(peer, settings.domain) ? env.COORDINATOR.getByName(peer) : this.#links.to(peer, domain),
+        isMember(peer, settings.domain)
+          ? countedCalls<PeerRpc>(env.COORDINATOR.getByName(peer), addCall)
+          : this.#links.to(peer, domain),
       unlink: (peer: NodeName) => this.#links.close(peer),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
@@ -231,6 +239,10 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
 
   nodes(only: NodeName | undefined): Promise<NodeInfo[]> {
     return this.#admin.nodes(only);
+  }
+
+  metrics(): Promise<NodeMetrics[]> {
+    return this.#admin.metrics();
   }
 
   clients(node: NodeName | undefined, slice: Slice): Promise<Page<ClientInfo>> {

@@ -13,6 +13,7 @@ import type {
   Listed,
   MemberView,
   NodeInfo,
+  NodeMetrics,
   NodeRpc,
   Page,
   RouteInfo,
@@ -86,6 +87,17 @@ export class CoreAdmin {
       connections: stats["connections.count"],
       live_connections: stats["live_connections.count"],
     };
+  }
+
+  async metrics(): Promise<NodeMetrics[]> {
+    const core = this.#core;
+    // Its own first: the calls to the nodes are not among what it shows.
+    const own: NodeMetrics = { node: core.name, ...core.metrics.all() };
+    const nodes = core.mesh.members.nodes().map(async ({ name }): Promise<NodeMetrics[]> => {
+      const answer = await this.#ask(name, (node) => node.stats());
+      return answer ? [{ node: name, ...answer.metrics }] : [];
+    });
+    return [own, ...(await Promise.all(nodes)).flat()];
   }
 
   // ---- clients ----------------------------------------------------------------------------------------------------

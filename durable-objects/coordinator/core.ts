@@ -18,7 +18,8 @@ import { limits } from "../../mqtt/limits.ts";
 import { isExpired, readMessage, writeMessage, type Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import { parseShared } from "../../mqtt/topic.ts";
-import { Metrics } from "../metrics.ts";
+import { countedSql } from "../counted-sql.ts";
+import type { Metrics } from "../metrics.ts";
 import {
   readNodeRecords,
   type Connection,
@@ -39,6 +40,7 @@ import { TopicMatches } from "./topic-matches.ts";
 
 /** What the Durable Object gives. */
 export interface CoreHost {
+  readonly metrics: Metrics;
   readonly storage: Database;
   /** A node of this deployment. */
   readonly nodeAt: (name: NodeName) => NodeRpc;
@@ -57,7 +59,7 @@ export class Core {
   readonly settings: Settings;
   readonly store: CoreStore;
   readonly routes = new RouteTable(crypto.getRandomValues(new Uint32Array(1))[0]!);
-  readonly metrics = new Metrics();
+  readonly metrics: Metrics;
   readonly host: CoreHost;
   readonly startedAt = Date.now();
   readonly forwarder: Forwarder;
@@ -70,12 +72,14 @@ export class Core {
     this.name = name;
     this.settings = settings;
     this.host = host;
-    this.store = new CoreStore(host.storage);
+    this.metrics = host.metrics;
+    const { storage, ringAt } = host;
+    const sql = countedSql(storage.sql, (rows) => this.metrics.add("rows.written", rows));
+    this.store = new CoreStore({ sql, transactionSync: (run) => storage.transactionSync(run) });
     for (const { node, key, members } of this.store.routes.all()) this.#setRoute(node, key, members);
     this.#sys = new SysTopics(this);
-    const { ringAt } = host;
     this.forwarder = new Forwarder({
-      parked: new ParkedStore(host.storage.sql),
+      parked: new ParkedStore(sql),
       down: this.store.downNodes(),
       metrics: this.metrics,
       strategy: settings.mqtt.shared_subscription_strategy,

@@ -2,8 +2,11 @@ import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
+import { countedCalls } from "../counted-calls.ts";
+import { Metrics } from "../metrics.ts";
 import type {
   ClientInfo,
+  CoordinatorRpc,
   Holdings,
   Listed,
   NodeRoutes,
@@ -34,12 +37,15 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     const name = ctx.id.name ?? "";
     parseNodeName(name);
     const settings = readSettings(env);
-    this.#alarm = new Alarm(ctx.storage);
+    const metrics = new Metrics();
+    const addCall = (): void => metrics.add("rpc.calls");
+    this.#alarm = new Alarm(ctx.storage, () => metrics.add("alarms.set"));
     this.#broker = new Broker(name, settings, {
+      metrics,
       storage: ctx.storage,
       sockets: ctx.getWebSockets(),
-      coreAt: (core: NodeName) => env.COORDINATOR.getByName(core),
-      nodeAt: (node: NodeName) => env.NODE.getByName(node),
+      coreAt: (core: NodeName) => countedCalls<CoordinatorRpc>(env.COORDINATOR.getByName(core), addCall),
+      nodeAt: (node: NodeName) => countedCalls<NodeRpc>(env.NODE.getByName(node), addCall),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
   }

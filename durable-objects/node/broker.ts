@@ -22,7 +22,7 @@ import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/session.ts";
 import { isShared, parseDelayed } from "../../mqtt/topic.ts";
 import { countedSql } from "../counted-sql.ts";
-import { Metrics } from "../metrics.ts";
+import type { Metrics } from "../metrics.ts";
 import { remoteNode } from "../remote-node.ts";
 import { migrate, type Database } from "../schema.ts";
 import {
@@ -52,6 +52,7 @@ import { Sessions } from "./sessions.ts";
 
 /** What the Durable Object gives. */
 export interface BrokerHost {
+  readonly metrics: Metrics;
   readonly storage: Database;
   readonly sockets: readonly WebSocket[];
   readonly coreAt: (name: NodeName) => CoordinatorRpc;
@@ -64,7 +65,7 @@ export interface BrokerHost {
 export class Broker {
   readonly name: NodeName;
   readonly settings: Settings;
-  readonly metrics = new Metrics();
+  readonly metrics: Metrics;
   readonly sequence: Sequence;
   readonly log: MessageLog;
   readonly known: KnownMessages;
@@ -98,6 +99,7 @@ export class Broker {
     this.name = name;
     this.settings = settings;
     this.host = host;
+    this.metrics = host.metrics;
     migrate(host.storage, migrations);
     const sql = countedSql(host.storage.sql, (rows) => this.metrics.add("rows.written", rows));
     this.sequence = new Sequence(sql);

@@ -89,6 +89,7 @@ export class Connection {
     if (this.closed) return;
     this.lastSeen = now;
     if (typeof data === "string") return this.fail(new MqttError(ReasonCode.ProtocolError, "a text frame came")); // [MQTT-6.0.0-1]
+    this.#broker.metrics.add("frames.received");
     this.#broker.metrics.add("bytes.received", data.byteLength);
     if (this.channel.stateName === "connecting") {
       this.#connectingBytes += data.byteLength;
@@ -290,6 +291,7 @@ export class Connection {
   flush(): void {
     if (this.#frame.length === 0 || this.closed) return;
     const bytes = this.#frame.length === 1 ? this.#frame[0]! : concatenate(this.#frame, this.#frameBytes);
+    this.#broker.metrics.add("frames.sent");
     this.#broker.metrics.add("packets.sent", this.#frame.length);
     this.#broker.metrics.add("bytes.sent", this.#frameBytes);
     this.#frame = [];

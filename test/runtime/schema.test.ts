@@ -4,6 +4,7 @@ import { env as bindings, evictDurableObject, runInDurableObject } from "cloudfl
 import { describe, expect, test, vi } from "vitest";
 import { readSettings } from "../../cluster/config.ts";
 import { CoreStore } from "../../durable-objects/coordinator/core-store.ts";
+import { Metrics } from "../../durable-objects/metrics.ts";
 import { Broker } from "../../durable-objects/node/broker.ts";
 import { addRouteRecord, joinRecords, publishRecord } from "../../durable-objects/rpc.ts";
 import { migrate } from "../../durable-objects/schema.ts";
@@ -532,6 +533,7 @@ describe("a node", () => {
       };
       const wake = (database: Database) =>
         new Broker("node-0@local.emqxcl", readSettings(bindings as unknown as Record<string, unknown>), {
+          metrics: new Metrics(),
           storage: database,
           sockets: [],
           coreAt: noCall,

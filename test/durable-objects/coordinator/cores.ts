@@ -12,6 +12,7 @@ import { vi } from "vitest";
 import { readSettings } from "../../../cluster/config.ts";
 import type { NodeName } from "../../../cluster/name.ts";
 import { Core } from "../../../durable-objects/coordinator/core.ts";
+import { Metrics } from "../../../durable-objects/metrics.ts";
 import {
   addRouteRecord,
   fenceRecord,
@@ -65,6 +66,7 @@ export class Cores {
     this.#lives.set(name, life);
     const caller = { name, isAlive: () => this.#lives.get(name) === life };
     const core: Core = new Core(name, readSettings(variables as unknown as Env), {
+      metrics: new Metrics(),
       storage: this.disk(name).storage,
       nodeAt: (node) => this.#stub(caller, node, () => this.node(node)) as unknown as NodeRpc,
       peerAt: (peer) => this.#stub(caller, peer, () => this.#running.get(peer)?.rpc),
