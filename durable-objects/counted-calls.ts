@@ -2,6 +2,8 @@
 export function countedCalls<T extends object>(stub: T, addCall: () => void): T {
   return new Proxy(stub, {
     get(target, method) {
+      // A stub is no thenable: it may be returned from an async function.
+      if (method === "then") return undefined;
       return (...args: readonly unknown[]): unknown => {
         addCall();
         // Called on the stub itself: its methods are remote, and are found when they are called.
