@@ -170,6 +170,8 @@ export const limits = {
   /** Claims that a node makes in one call, and their client ids. */
   claimsPerCallMax: 256,
   claimCharsPerCallMax: 1_048_576,
+  /** Rows of the node's log that are held in memory while sessions read on in them. */
+  logRowsOpenMax: 8,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

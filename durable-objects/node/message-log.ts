@@ -51,6 +51,17 @@ interface Entry {
   readonly bytes: number;
 }
 
+/** ... and where the message is among those of its row. */
+interface StoredEntry extends Entry {
+  readonly offset: number;
+}
+
+/** A row that is being read: sessions take one message after the other. */
+interface OpenRow {
+  readonly entries: readonly StoredEntry[];
+  readonly records: Uint8Array;
+}
+
 interface Stream {
   /** At least what is there: counted anew when it reaches a bound. */
   messages: number;
@@ -77,8 +88,8 @@ export class MessageLog {
   readonly #unexamined = new Set<string>();
   readonly #blockedBy = new Map<number, Set<string>>();
   readonly #long = new Set<string>();
-  /** The row read last: sessions read one message after the other. */
-  #lastRead: { filter: string; entries: Entry[]; records: Uint8Array } | undefined;
+  /** Of each filter the row read last; the filter opened last comes last. */
+  readonly #open = new Map<string, OpenRow>();
 
   constructor(sql: Sql, bounds: StreamBounds, readers: LogReaders) {
     this.#sql = sql;
@@ -131,30 +142,26 @@ export class MessageLog {
 
   read(seq: number, filter: string, now: number): Message | undefined {
     this.flush(now);
-    let found = this.#findLastRead(seq, filter);
-    if (!found) {
-      const row = this.#sql
-        .exec<{ entries: ArrayBuffer; records: ArrayBuffer }>(
-          "SELECT entries, records FROM log WHERE filter = ? AND last >= ? ORDER BY last LIMIT 1",
-          filter,
-          seq,
-        )
-        .toArray()[0];
-      if (!row) return undefined;
-      this.#lastRead = { filter, entries: readEntries(row.entries), records: new Uint8Array(row.records) };
-      found = this.#findLastRead(seq, filter);
-    }
+    const open = this.#open.get(filter);
+    const found = (open && find(open, seq)) ?? this.#openAt(seq, filter);
     return found && readMessage(new ByteReader(found));
   }
 
-  #findLastRead(seq: number, filter: string): Uint8Array | undefined {
-    if (this.#lastRead?.filter !== filter) return undefined;
-    let offset = 0;
-    for (const entry of this.#lastRead.entries) {
-      if (entry.seq === seq) return this.#lastRead.records.subarray(offset, offset + entry.bytes);
-      offset += entry.bytes;
-    }
-    return undefined;
+  #openAt(seq: number, filter: string): Uint8Array | undefined {
+    const row = this.#sql
+      .exec<{ entries: ArrayBuffer; records: ArrayBuffer }>(
+        "SELECT entries, records FROM log WHERE filter = ? AND last >= ? ORDER BY last LIMIT 1",
+        filter,
+        seq,
+      )
+      .toArray()[0];
+    if (!row) return undefined;
+    const open = { entries: readEntries(row.entries), records: new Uint8Array(row.records) };
+    this.#open.delete(filter);
+    this.#open.set(filter, open);
+    const [oldest] = this.#open.keys();
+    if (this.#open.size > limits.logRowsOpenMax) this.#open.delete(oldest!);
+    return find(open, seq);
   }
 
   /** What waits here for a session from this number on; a message logged under several of its filters several times. */
@@ -226,7 +233,7 @@ export class MessageLog {
 
   #deleteBelow(filter: string, stream: Stream, seq: number): void {
     this.#sql.exec("DELETE FROM log WHERE filter = ? AND last < ?", filter, Math.min(seq, Number.MAX_SAFE_INTEGER));
-    this.#lastRead = undefined;
+    this.#open.delete(filter);
     const { oldest } = this.#sql
       .exec<{ oldest: number | null }>("SELECT min(last) AS oldest FROM log WHERE filter = ?", filter)
       .one();
@@ -310,10 +317,26 @@ export class MessageLog {
   }
 }
 
-function readEntries(bytes: ArrayBuffer): Entry[] {
-  const reader = new ByteReader(new Uint8Array(bytes));
-  const entries: Entry[] = [];
-  while (!reader.done) entries.push({ seq: reader.u48(), bytes: reader.u32() });
+function find({ entries, records }: OpenRow, seq: number): Uint8Array | undefined {
+  let low = 0;
+  let high = entries.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (entries[middle]!.seq < seq) low = middle + 1;
+    else high = middle;
+  }
+  const entry = entries[low];
+  return entry?.seq === seq ? records.subarray(entry.offset, entry.offset + entry.bytes) : undefined;
+}
+
+function readEntries(blob: ArrayBuffer): StoredEntry[] {
+  const reader = new ByteReader(new Uint8Array(blob));
+  const entries: StoredEntry[] = [];
+  for (let offset = 0; !reader.done;) {
+    const [seq, bytes] = [reader.u48(), reader.u32()];
+    entries.push({ seq, bytes, offset });
+    offset += bytes;
+  }
   return entries;
 }
 
