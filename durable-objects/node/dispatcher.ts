@@ -212,17 +212,22 @@ export class Dispatcher {
     return ({ seq, filter }) => {
       if (filter === undefined) return store.loadDelivery(session.id, seq);
       const message = log.read(seq, filter, now);
-      const delivery = message && this.#deliveryOf(session, detached(message), matchedOf(session, message.topic));
+      const delivery =
+        message && this.#deliveryOf(session, detached(message), matchedOf(session, message.topic, filter));
       return delivery && delivery.qos > 0 ? delivery : undefined;
     };
   }
 }
 
-/** Which of a session's own subscriptions match; a core has said so when the message came, and nobody has kept it. */
-function matchedOf({ subscriptions }: Session, topic: string): Matched[] {
-  return [...subscriptions.keys()]
-    .filter((key) => !isShared(key) && matches(key, topic))
-    .map((key) => ({ key, ordinal: 0 }));
+/**
+ * Which of a session's own subscriptions match; a core has said so when the message came, and nobody has kept it.
+ * @param known matches: the message is logged under it
+ */
+function matchedOf({ subscriptions }: Session, topic: string, known: string): Matched[] {
+  const matched: Matched[] = [];
+  for (const key of subscriptions.keys())
+    if (key === known || (!isShared(key) && matches(key, topic))) matched.push({ key, ordinal: 0 });
+  return matched;
 }
 
 /** A share group's message comes by that group alone. */
