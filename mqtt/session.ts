@@ -152,6 +152,8 @@ export class Session {
   arrivedBehind = 0;
   /** What it was given where it lived before, which may come again: by message id. */
   known: MessageIdSet | undefined;
+  /** It has a row, or is about to have one: what else is on disk of it counts. */
+  onDisk = false;
   /** Messages wait in rows of its own. */
   hasRows = false;
   /** Messages from this number on are needed on disk, as of the last checkpoint. */

@@ -267,10 +267,7 @@ export class Broker {
   saveConnections(): void {
     for (const connection of this.#touchedConnections) {
       connection.attach();
-      const { session, facts, channel } = connection;
-      if (!session || !facts || !channel.aliasesChanged) continue;
-      channel.aliasesChanged = false;
-      this.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases], peer: connection.peer });
+      if (connection.session?.onDisk && connection.channel.aliasesChanged) connection.write();
     }
     this.#touchedConnections.clear();
   }
@@ -402,6 +399,8 @@ export class Broker {
   ): void {
     // The client has left meanwhile: the session is to be saved and let go.
     if (!session.connected) session.changed();
+    // Its subscriptions are to be found by it after a crash.
+    if (!session.onDisk) this.sessions.save([session]);
     for (const { index, subscription, isNew } of wanted) {
       const { filter } = subscription;
       const current = session.subscriptions.get(filter);
@@ -479,6 +478,7 @@ export class Broker {
   }
 
   stats(): NodeStats {
+    this.sessions.saveNew();
     const { all, shared } = this.store.subscriptionCounts();
     return {
       startedAt: this.#startedAt,

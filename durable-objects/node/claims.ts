@@ -134,8 +134,8 @@ export class Claims {
     session.attach(facts.receiveMaximum);
     broker.bind(session, connection, facts);
     broker.changeRoutes(broker.table.connectionChanged(session.subscriptions.keys()));
-    this.#sessions.save([session]);
-    broker.store.putConnection(session.id, { facts, aliases: [], peer: connection.peer });
+    // A transient session without a will has nothing to lose in a crash: it is written when it has lasted a while.
+    if (session.onDisk || session.durable || session.will) this.#sessions.save([session]);
     // The registry forgets the others when none of them has anything of the session any more.
     if (holders.length > 0) void this.#sayOpened(clientId, epoch, dismissals);
     connection.channel.handleOpened(session, sessionPresent);

@@ -344,6 +344,14 @@ export class Connection {
     } satisfies Attachment);
   }
 
+  /** What it needs after sleep. */
+  write(): void {
+    const { session, facts, channel, peer } = this;
+    if (!session || !facts || this.closed) return;
+    channel.aliasesChanged = false;
+    this.#broker.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases], peer });
+  }
+
   /** The rest of an unfinished packet must come in time; one timer looks, however many fragments come. */
   #watchUnfinished(now: number): void {
     if (this.#framer.pendingBytes === 0 || this.closed) return this.#stopWatching();

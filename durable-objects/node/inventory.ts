@@ -21,9 +21,10 @@ export function routesOf({ store, table, sequence }: Broker, after: string): Nod
 }
 
 /** Those whose connection is still on the way come first, too: with epoch 0 while the claim is not answered. */
-export function holdingsOf({ store, claims }: Broker, move: RegistryMove, after: string): Holdings {
+export function holdingsOf({ store, sessions: all, claims }: Broker, move: RegistryMove, after: string): Holdings {
   const hasCome = (clientId: string): boolean =>
     ownerAmong(move.after, clientId) === move.owner && ownerAmong(move.before, clientId) !== move.owner;
+  all.saveNew();
   const { items: saved, isLast } = store.clientIds(after);
   const held = saved.map(({ clientId, epoch }) => ({ clientId, epoch, isOpening: claims.isOpening(clientId) }));
   const opening: HeldSession[] =

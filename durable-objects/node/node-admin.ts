@@ -33,6 +33,7 @@ export class NodeAdmin {
   constructor(broker: Broker) {
     this.#broker = broker;
     this.#sql = broker.host.storage.sql;
+    broker.sessions.saveNew();
   }
 
   /** Ordered by client id. */

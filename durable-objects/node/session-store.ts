@@ -151,6 +151,7 @@ export class SessionStore {
     this.#countDropped(dropped);
     session.restore(checkpoint, messages);
     session.rowDirty = session.dirty = false;
+    session.onDisk = true;
     return session;
   }
 
@@ -176,6 +177,7 @@ export class SessionStore {
     );
     if (!session.connected) this.#sql.exec("DELETE FROM connection WHERE session = ?", session.id);
     session.rowDirty = false;
+    session.onDisk = true;
   }
 
   /** Where a session comes from, when it comes. */
@@ -235,8 +237,9 @@ export class SessionStore {
   // ---- adoptions --------------------------------------------------------------------------------------------------
 
   /** A session is on its way here: what is written of it counts when it is whole. */
-  putAdoption(id: number): void {
-    this.#sql.exec("INSERT INTO adoption VALUES (?)", id);
+  putAdoption(session: Session): void {
+    this.#sql.exec("INSERT INTO adoption VALUES (?)", session.id);
+    session.onDisk = true;
   }
 
   deleteAdoption(id: number): void {

@@ -4,7 +4,7 @@
  * Memory is a cache: a session is loaded when something happens to it, and let go when nothing of it is in memory alone.
  * A durable session is written (checkpointed) at most `checkpointDelayMs` after a change, and at once where the protocol
  * says so (`urgent`). A transient session has nothing to survive but sleep: it is written when it has been quiet from one
- * look to the next. When checkpoints have moved on, the log is trimmed of what nobody needs any more.
+ * look to the next, and one that ends before that has never been on disk. When checkpoints have moved on, the log is trimmed of what nobody needs any more.
  */
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
@@ -172,7 +172,7 @@ export class Sessions {
   forget(session: Session): void {
     const broker = this.#broker;
     for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(filter, session.id)]);
-    broker.store.delete(session.id);
+    if (session.onDisk) broker.store.delete(session.id);
     if (session.durable) for (const filter of session.subscriptions.keys()) broker.log.handleReaderLeft(filter);
     if (broker.log.hasUnexamined) this.saveSoon();
     this.#loaded.delete(session.id);
@@ -267,6 +267,11 @@ export class Sessions {
     }, limits.checkpointDelayMs);
   }
 
+  /** Who reads of all sessions on disk finds all. */
+  saveNew(): void {
+    this.save([...this.#dirty.keys()].filter((session) => !session.onDisk));
+  }
+
   save(sessions: readonly Session[]): void {
     const { store } = this.#broker;
     const whole = sessions.filter((session) => this.#savesOwn(session));
@@ -285,7 +290,10 @@ export class Sessions {
     try {
       for (const { seq, delivery } of session.unwritten()) store.putDelivery(session.id, seq, delivery);
       if (session.hasRows) store.deleteDeliveriesBelow(session.id, session.lowestSeq);
-      if (session.rowDirty) store.put(session);
+      if (session.rowDirty) {
+        store.put(session);
+        this.#broker.connectionOf(session.id)?.write();
+      }
       return true;
     } catch (error) {
       console.error(`${session.clientId} could not be saved: ${String(error)}`);

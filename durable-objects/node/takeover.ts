@@ -107,7 +107,7 @@ export class Takeover {
     session.username = moved.username;
     session.epoch = this.#epoch;
     session.adopting = true;
-    store.putAdoption(session.id);
+    store.putAdoption(session);
     const firstSeq = sequence.take(limits.seqsPerMove);
     for (const subscription of moved.subscriptions) {
       session.subscribe(subscription);

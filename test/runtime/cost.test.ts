@@ -71,6 +71,19 @@ describe("rows written", () => {
     expect(await onCore()).toEqual({ claim: 1 });
   });
 
+  test("for a connection that ends at once: its claim and the claim's end, and none on its node", async () => {
+    const node = newNode();
+    await converse(node);
+    await sleep(node);
+    const onNode = await watchRows(node);
+    const onCore = await watchRows(coreName);
+    const client = await converse(node);
+    await publishAndWait(client, `cost/${node}`, "1");
+    await client.leave();
+    expect(await onNode()).toEqual({});
+    expect(await onCore()).toEqual({ claim: 2 });
+  });
+
   test("for SUBSCRIBE: one and its index, and one on the core for the first subscriber of a filter only [G3]", async () => {
     const node = newNode();
     const first = await converse(node);

@@ -48,6 +48,7 @@ test("G3 G4: what is not on a node's disk yet is on the first page: it may be th
       }),
       clientIds: (after: string) => ({ items: [{ clientId: `${after}m`, epoch: 1 }], isLast: after !== "" }),
     },
+    sessions: { saveNew: () => {} },
     table: { unsaved: () => unsaved },
     claims: { opening: () => opening, isOpening: () => false },
     sequence: { last: 7 },
