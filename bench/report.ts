@@ -23,7 +23,7 @@ export function scenarioTable({ scenario, rows }: ScenarioResult): string {
   const lines = [`${scenario.name}: ${scenario.about}`];
   for (const row of rows) {
     lines.push(
-      line([row.name, units[row.measure], "trellis is", "p50 us", "p99 us", "CPU s/M", "MB", "noise"]),
+      line([row.name, units[row.measure], "trellis is", "CPU s/M", "trellis is", "p50 us", "p99 us", "MB", "noise"]),
       ...columns.filter((column) => row.cells.has(column)).map((column) => cellLine(scenario.reference, row, column)),
       ...row.goals.map(({ goal, ratio, isMet }) => `  ${goalText(goal)}: ${verdict(isMet)} (${ratioText(ratio)})`),
     );
@@ -40,9 +40,10 @@ function cellLine(reference: string | undefined, row: RowResult, column: Column)
     name,
     figureText(cell.median, row.measure),
     column === "trellis" ? "" : ratioText(row.ratios.get(column)?.median),
+    number(cpuSecondsPerMillion),
+    column === "trellis" ? "" : ratioText(row.cpuRatios.get(column)?.median),
     number(p50Us),
     number(p99Us),
-    number(cpuSecondsPerMillion),
     number(brokerMegabytes),
     otherCpus !== undefined && otherCpus > disturbed ? `${otherCpus.toFixed(1)} CPUs` : "",
   ]);

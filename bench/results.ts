@@ -20,12 +20,16 @@ export type Cell =
   /** One of its runs was; such figures are worth nothing. */
   | { readonly kind: "void"; readonly reason: string };
 
+export type Ratios = ReadonlyMap<Against, { readonly median: number; readonly rounds: readonly number[] }>;
+
 export interface RowResult {
   readonly name: string;
   readonly measure: Row["measure"];
   readonly cells: ReadonlyMap<Column, Cell>;
   /** Trellis' figure by the other's. */
-  readonly ratios: ReadonlyMap<Against, { readonly median: number; readonly rounds: readonly number[] }>;
+  readonly ratios: Ratios;
+  /** The same of the broker's CPU for each message. */
+  readonly cpuRatios: Ratios;
   readonly goals: readonly {
     readonly goal: Goal;
     readonly ratio: number | undefined;
@@ -57,18 +61,23 @@ function rowResult(scenario: Scenario, { phase, measure }: Row, runs: readonly R
     const own = runs.filter((run) => run.column === column);
     cells.set(column, cellOf(own, phase));
   }
-  const ratios = new Map<Against, { median: number; rounds: number[] }>();
-  for (const [against, cell] of cells) {
-    if (against === "trellis" || cell.kind === "void" || cells.get("trellis")?.kind !== "figures") continue;
-    const rounds = ratiosByRound(runs, against, phase, measure);
-    if (rounds.length > 0) ratios.set(against, { median: median(rounds), rounds });
-  }
+  const compared = [...cells.keys()].filter((column) => column !== "trellis");
+  const ratiosOf = (key: keyof Figures): Ratios =>
+    new Map(
+      compared.flatMap((against) => {
+        if (cells.get(against)?.kind !== "figures" || cells.get("trellis")?.kind !== "figures") return [];
+        const rounds = ratiosByRound(runs, against, phase, key);
+        return rounds.length === 0 ? [] : [[against, { median: median(rounds), rounds }] as const];
+      }),
+    );
+  const ratios = ratiosOf(measure);
   const own = goals.filter((goal) => goal.row === name && cells.has(goal.against));
   return {
     name,
     measure,
     cells,
     ratios,
+    cpuRatios: ratiosOf("cpuSecondsPerMillion"),
     goals: own.map((goal) => {
       const ratio = ratios.get(goal.against)?.median;
       return { goal, ratio, isMet: ratio === undefined ? undefined : isMet(goal, ratio) };
@@ -92,15 +101,15 @@ function figuresOf({ result }: Run, phase: string): Figures {
   return result.kind === "done" ? (result.phases[phase] ?? {}) : {};
 }
 
-function ratiosByRound(runs: readonly Run[], against: Against, phase: string, measure: Row["measure"]): number[] {
+function ratiosByRound(runs: readonly Run[], against: Against, phase: string, key: keyof Figures): number[] {
   const valueOf = (column: Column, round: number): number | undefined => {
     const run = runs.find((run) => run.column === column && run.round === round);
-    return run && figuresOf(run, phase)[measure];
+    return run && figuresOf(run, phase)[key];
   };
   const rounds = [...new Set(runs.map(({ round }) => round))];
   return rounds.flatMap((round) => {
     const [ours, theirs] = [valueOf("trellis", round), valueOf(against, round)];
-    return ours === undefined || theirs === undefined ? [] : [ours / theirs];
+    return ours === undefined || theirs === undefined || theirs === 0 ? [] : [ours / theirs];
   });
 }
 
