@@ -41,7 +41,8 @@ interface Page {
 /** A hash that grows byte by byte: of a text and what is put behind it. One for all maps that are asked together. */
 export class KeyHash {
   readonly #words = new Int32Array(256);
-  readonly #key = new Uint8Array(keyBytesMax);
+  /** The text that was encoded last. */
+  readonly key = new Uint8Array(keyBytesMax);
 
   /** @param seed secret, where the texts are others'. */
   constructor(seed: number) {
@@ -54,11 +55,13 @@ export class KeyHash {
     }
   }
 
-  /** The text in bytes, good until the next one. */
-  encode(text: string): Uint8Array {
-    const { read, written } = encoder.encodeInto(text, this.#key);
-    if (read < text.length) throw new RangeError(`a key of more than ${keyBytesMax} bytes`);
-    return this.#key.subarray(0, written);
+  /** The length of the text in `key`. */
+  encode(text: string): number {
+    if (text.length <= keyBytesMax) {
+      const length = writeText(text, 0, text.length, this.key, 0);
+      if (length !== undefined) return length;
+    }
+    throw new RangeError(`a key of more than ${keyBytesMax} bytes`);
   }
 
   /** The hash of no text. */
@@ -107,8 +110,8 @@ export class PackedMap {
 
   /** 0: it is not there. */
   get(key: string): number {
-    const bytes = this.#hash.encode(key);
-    return this.find(bytes, bytes.length, this.#hashOf(bytes));
+    const length = this.#hash.encode(key);
+    return this.find(this.#hash.key, length, this.#hashOf(length));
   }
 
   /** The value of a text in bytes, whose hash is known; 0: it is not there. */
@@ -120,25 +123,25 @@ export class PackedMap {
   /** @param value above 0, in 32 bits. */
   set(key: string, value: number): void {
     if (!(value > 0)) throw new RangeError(`${value} cannot be a value`);
-    const bytes = this.#hash.encode(key);
-    const hash = this.#hashOf(bytes);
-    const slot = this.#slotOf(bytes, bytes.length, hash);
+    const length = this.#hash.encode(key);
+    const hash = this.#hashOf(length);
+    const slot = this.#slotOf(this.#hash.key, length, hash);
     if (slot !== -1) return this.#setValueAt(this.#places[slot]!, value);
     if ((this.#size + 1) * 4 > this.#tags.length * 3) this.#resize(this.#tags.length * 2);
-    this.#occupy(hash, this.#append(value, bytes, 0, bytes.length));
+    this.#occupy(hash, this.#append(value, this.#hash.key, 0, length));
     this.#size++;
   }
 
   /** Whether it was there. */
   delete(key: string): boolean {
-    const bytes = this.#hash.encode(key);
-    const slot = this.#slotOf(bytes, bytes.length, this.#hashOf(bytes));
+    const length = this.#hash.encode(key);
+    const slot = this.#slotOf(this.#hash.key, length, this.#hashOf(length));
     if (slot === -1) return false;
     const place = this.#places[slot]!;
     this.#vacate(slot);
     this.#size--;
     this.#setValueAt(place, 0);
-    this.#pages[place >>> pageBits]!.used -= headBytes + bytes.length;
+    this.#pages[place >>> pageBits]!.used -= headBytes + length;
     this.#tidy(place >>> pageBits);
     if (this.#size * 8 < this.#tags.length && this.#tags.length > slotsMin) this.#resize(this.#tags.length / 2);
     return true;
@@ -153,8 +156,8 @@ export class PackedMap {
     }
   }
 
-  #hashOf(bytes: Uint8Array): number {
-    return this.#hash.all(this.#hash.empty, bytes, 0, bytes.length);
+  #hashOf(length: number): number {
+    return this.#hash.all(this.#hash.empty, this.#hash.key, 0, length);
   }
 
   // ---- slots ------------------------------------------------------------------------------------------------------
@@ -277,6 +280,22 @@ export class PackedMap {
     while (this.#places[slot] !== place || this.#tags[slot] === 0) slot = (slot + 1) & mask;
     return slot;
   }
+}
+
+/**
+ * A part of a text as UTF-8. @returns how many bytes; undefined: they do not fit.
+ * What is ASCII needs no encoder, which is slow for short texts.
+ */
+export function writeText(text: string, from: number, to: number, into: Uint8Array, at: number): number | undefined {
+  for (let i = from; i < to; i++) {
+    const unit = text.charCodeAt(i);
+    if (unit > 0x7f) {
+      const { read, written } = encoder.encodeInto(text.slice(from, to), into.subarray(at));
+      return read < to - from ? undefined : written;
+    }
+    into[at + i - from] = unit;
+  }
+  return to - from;
 }
 
 /** The records of a page that are in use. */

@@ -79,7 +79,7 @@ export class RouteTable {
   add(node: NodeName, filter: string): void {
     const list = this.#trie.get(filter);
     const nodes = this.#nodesIn(list);
-    if (!nodes.includes(node)) this.#setNodes(filter, list, [...nodes, node]);
+    if (!nodes.includes(node)) this.#setNodes(filter, list, nodes.concat(node));
   }
 
   /** The node has no ordinary subscriber to the filter any more. */

@@ -22,9 +22,8 @@
  *
  * Invariants. Filters are checked before they come here. No branch is kept that leads to no filter.
  */
-import { type KeyHash, keyBytesMax, PackedMap } from "./packed-map.ts";
+import { type KeyHash, keyBytesMax, PackedMap, writeText } from "./packed-map.ts";
 
-const encoder = new TextEncoder();
 const [hashByte, plusByte, slashByte] = [0x23, 0x2b, 0x2f];
 
 export type Visit = (filter: string, value: number) => void;
@@ -168,22 +167,12 @@ export class TopicTrie {
       }
       // Behind the last wildcard of any filter there is one text to look up: with all that is left.
       const to = level < deepest ? end : topic.length;
-      const written = writeName(topic, at, to, path, length);
+      const written = writeText(topic, at, to, path, length) ?? 0;
       hash = this.#hash.all(hash, path, length, length + written);
       length += written;
       at = to + 1;
     }
   }
-}
-
-/** A part of a topic as UTF-8. @returns how many bytes. */
-function writeName(topic: string, from: number, to: number, into: Uint8Array, at: number): number {
-  for (let i = from; i < to; i++) {
-    const unit = topic.charCodeAt(i);
-    if (unit > 0x7f) return encoder.encodeInto(topic.slice(from, to), into.subarray(at)).written;
-    into[at + i - from] = unit;
-  }
-  return to - from;
 }
 
 function add(counts: number[], at: number, change: 1 | -1): void {

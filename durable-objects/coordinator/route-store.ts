@@ -49,8 +49,10 @@ export class RouteStore {
     this.#versions = versions;
   }
 
-  all(): Iterable<StoredRoute> {
-    return this.#sql.exec<{ node: string; key: string; members: number }>("SELECT node, key, members FROM route");
+  /** Read as arrays: a core that wakes reads all, and objects take the runtime twice as long. */
+  *all(): Generator<StoredRoute> {
+    const rows = this.#sql.exec("SELECT node, key, members FROM route").raw<[string, string, number]>();
+    for (const [node, key, members] of rows) yield { node, key, members };
   }
 
   /** The node's number of its last change of the route, as far as it is known; 0: not. */

@@ -31,6 +31,7 @@ describe("packed map", () => {
     expect(map.get(`${longest.slice(1)}b`)).toBe(1);
     expect(map.get(longest)).toBe(0);
     expect(() => map.get(`${longest}x`)).toThrow(RangeError);
+    expect(() => map.get("ü".repeat(keyBytesMax / 2 + 1))).toThrow(RangeError);
     expect(() => map.set("a", 0)).toThrow(RangeError);
   });
 
@@ -88,8 +89,8 @@ describe("packed map", () => {
     const hashes = [1, 2].map((seed) => {
       const hash = new KeyHash(seed);
       return Array.from({ length: 100 }, (_, i) => {
-        const bytes = hash.encode(`t/${i}`);
-        return hash.all(hash.empty, bytes, 0, bytes.length);
+        const length = hash.encode(`t/${i}`);
+        return hash.all(hash.empty, hash.key, 0, length);
       });
     });
     expect(new Set(hashes.flat()).size).toBe(200);

@@ -165,6 +165,10 @@ class Cursor {
     return [...this];
   }
 
+  *raw(): Generator<unknown[]> {
+    for (const row of this) yield Object.values(row);
+  }
+
   one(): Row {
     if (this.#rows.length !== 1) throw new Error(`expected one row, there are ${this.#rows.length}`);
     this.#next = 1;
