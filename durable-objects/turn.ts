@@ -17,7 +17,8 @@ export class Turn {
   #work = 0;
   #isInEvent = false;
   #isDue = false;
-  #isGathering = false;
+  /** ms since the epoch; 0: not lately. */
+  #manyUntil = 0;
   #isLooking = false;
 
   /** @param end returns how much there was to do: frames, calls */
@@ -37,7 +38,12 @@ export class Turn {
     this.#isInEvent = false;
     this.#work++;
     this.#lookSoon();
-    if (!this.#isGathering) this.#endNow();
+    if (!this.#areMany) this.#endNow();
+  }
+
+  /** They come in waves: a client's acknowledgements of what the last turn has brought it. */
+  get #areMany(): boolean {
+    return this.#work > limits.turnWorkMax || (this.#manyUntil > 0 && Date.now() < this.#manyUntil);
   }
 
   #lookSoon(): void {
@@ -45,7 +51,7 @@ export class Turn {
     this.#isLooking = true;
     setImmediate(() => {
       this.#isLooking = false;
-      this.#isGathering = this.#work > limits.turnWorkMax;
+      if (this.#work > limits.turnWorkMax) this.#manyUntil = Date.now() + limits.turnGathersMs;
       this.#work = 0;
       this.#endNow();
     });
@@ -54,6 +60,10 @@ export class Turn {
   #endNow(): void {
     if (!this.#isDue) return;
     this.#isDue = false;
-    this.#work += this.#end();
+    try {
+      this.#work += this.#end();
+    } catch (error) {
+      console.error("a turn could not be ended:", error);
+    }
   }
 }

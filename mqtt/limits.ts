@@ -43,6 +43,7 @@ export const limits = {
   topicMatchBytesMax: 1_024,
   /** When there is more to do between two looks than these events, frames and calls, what they bring leaves together. */
   turnWorkMax: 8,
+  turnGathersMs: 20,
   /** Unwritten state waits this long for the disk at most. */
   checkpointDelayMs: 500,
   /** One page of retained messages, or of an exported session. */

@@ -60,7 +60,12 @@ export function isExpired(message: Message, now: number): boolean {
 
 /** The message in memory of its own: what is kept must not keep the batch or frame that it came in. */
 export function detached(message: Message): Message {
-  return { ...message, payload: message.payload.slice(), properties: message.properties.slice() };
+  const { payload, properties } = message;
+  return {
+    ...message,
+    payload: payload.slice(),
+    properties: properties.length === 0 ? properties : properties.slice(),
+  };
 }
 
 /** What a message costs a queue's byte bound. */

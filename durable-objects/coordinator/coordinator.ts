@@ -49,8 +49,8 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     const name = ctx.id.name ?? "";
     parseNodeName(name);
     const metrics = new Metrics();
-    const addCall = (): void => metrics.add("rpc.calls");
-    this.#alarm = new Alarm(ctx.storage, () => metrics.add("alarms.set"));
+    const addCall = (): void => void metrics["rpc.calls"]++;
+    this.#alarm = new Alarm(ctx.storage, () => void metrics["alarms.set"]++);
     const settings = readSettings(env);
     this.#links = new Links({
       self: name,
@@ -59,7 +59,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
       targetFor: (peer) => new PeerTarget(this, peer),
       onUp: (peer) => this.#core.mesh.handleLink(peer),
       onDown: (peer) => this.#core.mesh.handleLink(peer),
-      count: (metric) => metrics.add(metric),
+      count: (metric) => void metrics[metric]++,
     });
     this.#core = new Core(name, settings, {
       metrics,

@@ -74,7 +74,7 @@ export class Core {
     this.host = host;
     this.metrics = host.metrics;
     const { storage, ringAt } = host;
-    const sql = countedSql(storage.sql, (rows) => this.metrics.add("rows.written", rows));
+    const sql = countedSql(storage.sql, (rows) => (this.metrics["rows.written"] += rows));
     this.store = new CoreStore({ sql, transactionSync: (run) => storage.transactionSync(run) });
     for (const { node, key, members } of this.store.routes.all()) this.#setRoute(node, key, members);
     this.#sys = new SysTopics(this);
@@ -185,9 +185,9 @@ export class Core {
       answer.codes[index] = this.#delay(bytes, delaySeconds);
       return;
     }
-    this.metrics.add("messages.publish");
+    this.metrics["messages.publish"]++;
     if (message.retain && only === "" && !this.#retain(node, message, bytes)) {
-      this.metrics.add("messages.dropped.quota");
+      this.metrics["messages.dropped.quota"]++;
       if (message.qos > 0) {
         answer.codes[index] = ReasonCode.QuotaExceeded;
         return;
@@ -198,7 +198,7 @@ export class Core {
     let { targets, groups } = this.#matches.of(message.topic);
     if (only !== "") [targets, groups] = [[], groups.filter(({ key }) => key === only)];
     if (targets.length === 0 && groups.length === 0) {
-      this.metrics.add("messages.dropped.no_subscribers");
+      this.metrics["messages.dropped.no_subscribers"]++;
       answer.codes[index] = ReasonCode.NoMatchingSubscribers;
     }
     for (const target of targets) this.forwarder.forward(target, routed);
@@ -270,12 +270,12 @@ export class Core {
 
   #delay(bytes: Uint8Array, delaySeconds: number): ReasonCode {
     if (this.store.delayedCount() >= limits.delayedMessagesMax) {
-      this.metrics.add("messages.dropped.quota");
+      this.metrics["messages.dropped.quota"]++;
       return ReasonCode.QuotaExceeded;
     }
     const dueAt = Date.now() + delaySeconds * 1000;
     this.store.delay(bytes, dueAt);
-    this.metrics.add("messages.delayed");
+    this.metrics["messages.delayed"]++;
     this.host.ringAt(dueAt);
     return ReasonCode.Success;
   }

@@ -120,17 +120,17 @@ export class Forwarder {
   #isRefused(link: NodeLink, { answer, index }: Routed): boolean {
     const { full } = link;
     if (full === undefined) return false;
-    this.#host.metrics.add(`messages.dropped.${full}`);
+    this.#host.metrics[`messages.dropped.${full}`]++;
     answer.codes[index] = ReasonCode.QuotaExceeded;
     return true;
   }
 
   #handleAnswer({ answer, index }: Routed, code: number | undefined): void {
     if (code === undefined) {
-      this.#host.metrics.add("messages.dropped.unreachable");
+      this.#host.metrics["messages.dropped.unreachable"]++;
       answer.codes[index] = ReasonCode.UnspecifiedError;
     } else if (code >= 0x80) {
-      this.#host.metrics.add("messages.dropped.failed");
+      this.#host.metrics["messages.dropped.failed"]++;
       answer.codes[index] = code;
     }
     answer.settle();

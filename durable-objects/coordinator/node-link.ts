@@ -101,7 +101,7 @@ export class NodeLink {
   /** QoS 0: nobody waits for it. */
   addUnacknowledged(bytes: Uint8Array): void {
     if (this.#state.kind === "live") this.#state.outbox.addUnacknowledged(bytes);
-    else this.#host.metrics.add("messages.dropped.unreachable");
+    else this.#host.metrics["messages.dropped.unreachable"]++;
   }
 
   /** Settled when the node has answered, or with success when it is parked; with undefined when that failed. */
@@ -154,7 +154,7 @@ export class NodeLink {
     const { connect, metrics } = this.#host;
     const outbox = new Outbox(
       connect,
-      (reason, count) => metrics.add(`messages.dropped.${reason}`, count),
+      (reason, count) => (metrics[`messages.dropped.${reason}`] += count),
       (items) => this.#park(items),
     );
     return { kind: "live", outbox };
@@ -199,7 +199,7 @@ export class NodeLink {
       state.nextSeq++;
       state.messages += items.length;
       state.bytes += bytes;
-      this.#host.metrics.add("messages.parked", items.length);
+      this.#host.metrics["messages.parked"] += items.length;
     } catch (error) {
       console.error(`${items.length} messages for ${this.node} could not be parked: ${String(error)}`);
       code = undefined;
@@ -260,7 +260,7 @@ export class NodeLink {
 
   async #handleCodes(state: Parked, page: ParkedPage, codes: Uint8Array): Promise<void> {
     const failed = codes.filter((code) => code >= 0x80).length;
-    if (failed > 0) this.#host.metrics.add("messages.dropped.failed", failed);
+    if (failed > 0) this.#host.metrics["messages.dropped.failed"] += failed;
     if (!codes.includes(ReasonCode.NoMatchingSubscribers)) return;
     // What is passed on may come to this node again, and is to be written then.
     state.isLastPage = false;

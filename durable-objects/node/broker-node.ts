@@ -38,8 +38,8 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     parseNodeName(name);
     const settings = readSettings(env);
     const metrics = new Metrics();
-    const addCall = (): void => metrics.add("rpc.calls");
-    this.#alarm = new Alarm(ctx.storage, () => metrics.add("alarms.set"));
+    const addCall = (): void => void metrics["rpc.calls"]++;
+    this.#alarm = new Alarm(ctx.storage, () => void metrics["alarms.set"]++);
     this.#broker = new Broker(name, settings, {
       metrics,
       storage: ctx.storage,

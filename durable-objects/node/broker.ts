@@ -101,7 +101,7 @@ export class Broker {
     this.host = host;
     this.metrics = host.metrics;
     migrate(host.storage, migrations);
-    const sql = countedSql(host.storage.sql, (rows) => this.metrics.add("rows.written", rows));
+    const sql = countedSql(host.storage.sql, (rows) => (this.metrics["rows.written"] += rows));
     this.sequence = new Sequence(sql);
     const { max_mqueue_len: messagesMax } = settings.mqtt;
     const { message_retention_period: retentionMs } = settings.durable_sessions;
@@ -111,13 +111,13 @@ export class Broker {
       {
         of: (filter) => this.sessions.readersOf(filter),
         handleCut: (filter, seqs) => this.sessions.handleCut(filter, seqs),
-        countExpired: (count) => this.metrics.add("delivery.dropped.expired", count),
+        countExpired: (count) => (this.metrics["delivery.dropped.expired"] += count),
       },
     );
     this.known = new KnownMessages(sql);
     this.store = new SessionStore(sql, this.log, {
       queueLengthMax: messagesMax,
-      countDropped: (count) => this.metrics.add("delivery.dropped.queue_full", count),
+      countDropped: (count) => (this.metrics["delivery.dropped.queue_full"] += count),
     });
     this.table = new SubscriptionTable({
       load: (key) => this.store.subscribers(key),
@@ -127,7 +127,7 @@ export class Broker {
     const cores = coresByDistance(name, domain, cluster.core_nodes) as [NodeName, ...NodeName[]];
     this.core = new CoreLink(name, new Home(sql, cores), host.coreAt, {
       beforeSend: () => this.sessions.saveUrgent(),
-      countDropped: (reason, count) => this.metrics.add(`messages.dropped.${reason}`, count),
+      countDropped: (reason, count) => (this.metrics[`messages.dropped.${reason}`] += count),
     });
     this.own = new OwnMessages(sql, { core: this.core, ringAt: host.ringAt });
     this.sessions = new Sessions(this);
@@ -230,7 +230,7 @@ export class Broker {
     const { session } = connection;
     if (!session || this.#sockets.get(session.id) !== connection.socket) return;
     this.#sockets.delete(session.id);
-    this.metrics.add("client.disconnected");
+    this.metrics["client.disconnected"]++;
     this.sessions.handleDisconnected(session);
   }
 
@@ -275,9 +275,9 @@ export class Broker {
   // ---- connecting -------------------------------------------------------------------------------------------------
 
   authenticate(connection: Connection, username: string | undefined, password: Uint8Array | undefined): void {
-    this.metrics.add("client.connect");
+    this.metrics["client.connect"]++;
     const decide = (reasonCode: ReasonCode) => {
-      if (reasonCode !== ReasonCode.Success) this.metrics.add("client.auth.failure");
+      if (reasonCode !== ReasonCode.Success) this.metrics["client.auth.failure"]++;
       connection.channel.handleAuthenticated(reasonCode);
       connection.perform();
     };
@@ -299,7 +299,7 @@ export class Broker {
   // ---- publish: client -> core ------------------------------------------------------------------------------------
 
   publish(connection: Connection, message: Message, receipt: Receipt | undefined, delaySeconds: number): void {
-    this.metrics.add("messages.received");
+    this.metrics["messages.received"]++;
     const { session } = connection;
     const record = publishRecord(this.#writer, { message, delaySeconds, only: "" });
     if (!receipt || !session) return this.core.outbox.addUnacknowledged(record);

@@ -126,8 +126,8 @@ export class Claims {
       return;
     }
     const sessionPresent = session.detached;
-    broker.metrics.add("client.connected");
-    broker.metrics.add(sessionPresent ? "session.resumed" : "session.created");
+    broker.metrics["client.connected"]++;
+    broker.metrics[sessionPresent ? "session.resumed" : "session.created"]++;
     session.username = username;
     session.expiryInterval = request.expiryInterval;
     session.will = request.will;

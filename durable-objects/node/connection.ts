@@ -89,8 +89,8 @@ export class Connection {
     if (this.closed) return;
     this.lastSeen = now;
     if (typeof data === "string") return this.fail(new MqttError(ReasonCode.ProtocolError, "a text frame came")); // [MQTT-6.0.0-1]
-    this.#broker.metrics.add("frames.received");
-    this.#broker.metrics.add("bytes.received", data.byteLength);
+    this.#broker.metrics["frames.received"]++;
+    this.#broker.metrics["bytes.received"] += data.byteLength;
     if (this.channel.stateName === "connecting") {
       this.#connectingBytes += data.byteLength;
       const bytesMax = this.#broker.settings.mqtt.max_packet_size + limits.connectingBytesMax;
@@ -113,7 +113,7 @@ export class Connection {
         const packet = this.#framer.next();
         if (!packet) break;
         this.#unfinishedSince = 0;
-        this.#broker.metrics.add("packets.received");
+        this.#broker.metrics["packets.received"]++;
         if (this.#idleTimer !== undefined) this.#stopIdleTimer();
         if (this.#mustWait(packet)) this.#hold(packet);
         else this.#handle(packet, now);
@@ -205,7 +205,8 @@ export class Connection {
       case "pump":
         return this.pump(Date.now());
       case "denied":
-        return broker.metrics.add("messages.dropped.not_authorized");
+        broker.metrics["messages.dropped.not_authorized"]++;
+        return;
     }
   }
 
@@ -249,11 +250,11 @@ export class Connection {
       packetId,
     );
     if (bytes.length > facts.maximumPacketSize) {
-      this.#broker.metrics.add("delivery.dropped.too_large"); // [MQTT-3.1.2-25]
+      this.#broker.metrics["delivery.dropped.too_large"]++; // [MQTT-3.1.2-25]
       return false;
     }
     if (alias && !alias.known) this.#aliasesOut.set(delivery.message.topic, alias.number);
-    this.#broker.metrics.add("messages.sent");
+    this.#broker.metrics["messages.sent"]++;
     this.#write(bytes);
     return true;
   }
@@ -291,9 +292,9 @@ export class Connection {
   flush(): void {
     if (this.#frame.length === 0 || this.closed) return;
     const bytes = this.#frame.length === 1 ? this.#frame[0]! : concatenate(this.#frame, this.#frameBytes);
-    this.#broker.metrics.add("frames.sent");
-    this.#broker.metrics.add("packets.sent", this.#frame.length);
-    this.#broker.metrics.add("bytes.sent", this.#frameBytes);
+    this.#broker.metrics["frames.sent"]++;
+    this.#broker.metrics["packets.sent"] += this.#frame.length;
+    this.#broker.metrics["bytes.sent"] += this.#frameBytes;
     this.#frame = [];
     this.#frameBytes = 0;
     try {

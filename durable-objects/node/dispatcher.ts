@@ -125,7 +125,7 @@ export class Dispatcher {
           const session = this.#broker.connectionOf(sessionId)?.session ?? sessions.loaded(sessionId);
           // One that is being adopted is read from disk when it is whole.
           if (session && !session.adopting) targets.push(session);
-          else if (qos === 0) metrics.add("delivery.dropped.qos0_msg");
+          else if (qos === 0) metrics["delivery.dropped.qos0_msg"]++;
         } catch (error) {
           this.#handleFailure(sessionId, error);
         }
@@ -136,7 +136,7 @@ export class Dispatcher {
 
   /** One session's failure is not the others' (G5). */
   #handleFailure(sessionId: number, error: unknown): void {
-    this.#broker.metrics.add("delivery.dropped");
+    this.#broker.metrics["delivery.dropped"]++;
     this.#broker.connectionOf(sessionId)?.fail(error);
   }
 
@@ -175,7 +175,7 @@ export class Dispatcher {
   #send(session: Session, delivery: Delivery, forms: PublishForms): void {
     const connection = this.#broker.connectionOf(session.id);
     if (connection) connection.sendPublish(delivery, 0, false, forms);
-    else this.#broker.metrics.add("delivery.dropped.qos0_msg");
+    else this.#broker.metrics["delivery.dropped.qos0_msg"]++;
   }
 
   #enqueue(session: Session, place: Place, delivery: Delivery, forms: PublishForms, now: number): void {
@@ -202,7 +202,7 @@ export class Dispatcher {
   mayReceive(session: Session, topic: string): boolean {
     const { settings, metrics } = this.#broker;
     if (!this.#authorizesDeliveries || authorize(settings.authorization, session, "subscribe", topic)) return true;
-    metrics.add("delivery.dropped.not_authorized");
+    metrics["delivery.dropped.not_authorized"]++;
     return false;
   }
 

@@ -71,7 +71,7 @@ export class Sessions {
   /** Its queue had no room for these. */
   handleDropped(session: Session, dropped: readonly Place[]): void {
     if (dropped.length === 0) return;
-    this.#broker.metrics.add("delivery.dropped.queue_full", dropped.length);
+    this.#broker.metrics["delivery.dropped.queue_full"] += dropped.length;
     this.#broker.store.deleteDeliveries(session.id, dropped);
   }
 
@@ -99,7 +99,7 @@ export class Sessions {
   closeConnection(session: Session): void {
     const connection = this.#broker.connectionOf(session.id);
     if (!connection) return this.handleLost([session.id]);
-    this.#broker.metrics.add("session.takenover");
+    this.#broker.metrics["session.takenover"]++;
     connection.fail(takenOver());
   }
 
@@ -166,7 +166,7 @@ export class Sessions {
     const left = [...session.redispatchable(broker.dispatcher.load(session, now))];
     this.forget(session);
     for (const delivery of left) broker.passOn(delivery);
-    broker.metrics.add("session.terminated");
+    broker.metrics["session.terminated"]++;
   }
 
   forget(session: Session): void {
@@ -208,7 +208,7 @@ export class Sessions {
         this.#letGo(session);
       } else {
         const lost = seqs.filter((seq) => seq >= neededFrom).length;
-        this.#broker.metrics.add("delivery.dropped.queue_full", lost);
+        this.#broker.metrics["delivery.dropped.queue_full"] += lost;
       }
     }
   }
