@@ -4,13 +4,13 @@
  * deployment's core to the core it asks for; what is under /api/v5 is for operators; everything else gets a plain answer.
  */
 import { readSettings, type Settings } from "../cluster/config.ts";
+import { chooseSubprotocol, subprotocols } from "../mqtt/subprotocol.ts";
 import { answerOperator, apiPath } from "./api.ts";
 import { linkToCore, withoutEffect, type SocketProps } from "./link.ts";
 import { allowsNodeChoice } from "./operator.ts";
 import { refuseOrigin } from "./origin.ts";
 import { connectToNode } from "./placement.ts";
 import { plain } from "./plain.ts";
-import { chooseSubprotocol, subprotocols } from "./subprotocol.ts";
 
 export { BrokerNode } from "../durable-objects/node/broker-node.ts";
 export { Coordinator } from "../durable-objects/coordinator/coordinator.ts";
@@ -55,11 +55,10 @@ function answer(request: Request, env: Env, settings: Settings, props: SocketPro
   if (url.pathname === linkPath) return linkToCore(request, url, env, settings, props);
   const refusal = refuseOrigin(request, url, settings.origins, env.LOOPBACK === "true");
   if (refusal !== undefined) return plain(403, refusal);
-  const subprotocol = chooseSubprotocol(request.headers.get("Sec-WebSocket-Protocol"));
-  if (subprotocol === undefined)
+  if (chooseSubprotocol(request.headers.get("Sec-WebSocket-Protocol")) === undefined)
     return plain(400, `a WebSocket subprotocol is needed, one of ${subprotocols.join(", ")}`); // [MQTT-6.0.0-3]
   const wanted = url.searchParams.get("node");
   if (wanted !== null && !allowsNodeChoice(request, env))
     return plain(403, "?node= is for operators: send Authorization: Bearer with the API token");
-  return connectToNode(request, env, settings, subprotocol, wanted);
+  return connectToNode(request, env, settings, wanted);
 }

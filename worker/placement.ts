@@ -11,21 +11,18 @@ export async function connectToNode(
   request: Request,
   env: Env,
   settings: Settings,
-  subprotocol: string,
   wanted: string | null,
 ): Promise<Response> {
-  const upgrade = new Request(request);
-  upgrade.headers.set("Sec-WebSocket-Protocol", subprotocol);
   if (wanted !== null) {
     const fault = faultOf(wanted, settings);
     return fault === undefined
-      ? nodeAt(env, wanted, settings.domain).fetch(upgrade)
+      ? nodeAt(env, wanted, settings.domain).fetch(request)
       : new Response(`${fault}\n`, { status: 400 });
   }
   const location = locationOfConnection(request.cf as ConnectionRegion | undefined);
   const address = request.headers.get("CF-Connecting-IP") ?? undefined;
   for (const node of slots(location, settings.domain, settings.node.slots, address)) {
-    const response = await nodeAt(env, node, settings.domain).fetch(upgrade);
+    const response = await nodeAt(env, node, settings.domain).fetch(request);
     if (response.status !== 503) return response;
   }
   return new Response(`all nodes in ${location} are full\n`, { status: 503, headers: { "Retry-After": "10" } });

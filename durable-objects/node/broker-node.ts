@@ -1,6 +1,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { readSettings } from "../../cluster/config.ts";
 import { parseNodeName, type NodeName } from "../../cluster/name.ts";
+import { chooseSubprotocol } from "../../mqtt/subprotocol.ts";
 import { Alarm } from "../alarm.ts";
 import { countedCalls } from "../counted-calls.ts";
 import { Metrics } from "../metrics.ts";
@@ -24,7 +25,6 @@ import { holdingsOf, routesOf } from "./inventory.ts";
 import { NodeAdmin } from "./node-admin.ts";
 import { Takeover } from "./takeover.ts";
 
-/** Subprotocol header of an upgrade, set by the worker to the one to echo. */
 const subprotocolHeader = "Sec-WebSocket-Protocol";
 
 /** A node of the cluster, named `name@host`: WebSockets, alarm, storage and RPC for the Broker that decides. */
@@ -57,7 +57,7 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
     const { 0: client, 1: server } = new WebSocketPair();
     this.ctx.acceptWebSocket(server);
     this.#broker.accept(server, peerOf(request));
-    const subprotocol = request.headers.get(subprotocolHeader) ?? "mqtt";
+    const subprotocol = chooseSubprotocol(request.headers.get(subprotocolHeader)) ?? "mqtt";
     return new Response(null, { status: 101, webSocket: client, headers: { [subprotocolHeader]: subprotocol } });
   }
 

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { chooseSubprotocol } from "../../worker/subprotocol.ts";
+import { chooseSubprotocol } from "../../mqtt/subprotocol.ts";
 
 test.each([
   ["mqtt", "mqtt"],
