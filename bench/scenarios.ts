@@ -71,14 +71,14 @@ export const scenarios: readonly Scenario[] = [
 
   scenario("lat-q0", "one message at a time, QoS 0", onePair, { window: 1, rows: latency, floors: bothFloors }),
   scenario("lat-q1", "one message at a time, QoS 1", onePair, { window: 1, qos: 1, rows: latency, floors: bothFloors }),
-  scenario("lat-q0-2nodes", "the same from node to node", onePair, {
+  scenario("lat-q0-2nodes", "one message at a time from node to node, QoS 0", onePair, {
     window: 1,
     nodes: 2,
     rows: latency,
     floors: gateways,
     reference: "lat-q0",
   }),
-  scenario("lat-q1-2nodes", "the same at QoS 1", onePair, {
+  scenario("lat-q1-2nodes", "one message at a time from node to node, QoS 1", onePair, {
     window: 1,
     qos: 1,
     nodes: 2,
@@ -92,11 +92,15 @@ export const scenarios: readonly Scenario[] = [
     window: 1,
     floors: bothFloors,
   }),
-  scenario("pairs50-q1-w1", "the same at QoS 1", fiftyPairs, { window: 1, qos: 1, floors: bothFloors }),
-  scenario("pairs50-q2-w1", "the same at QoS 2", fiftyPairs, { window: 1, qos: 2 }),
+  scenario("pairs50-q1-w1", "50 pairs, QoS 1, one message each under way", fiftyPairs, {
+    window: 1,
+    qos: 1,
+    floors: bothFloors,
+  }),
+  scenario("pairs50-q2-w1", "50 pairs, QoS 2, one message each under way", fiftyPairs, { window: 1, qos: 2 }),
 
-  scenario("fanout100", "1 to 100", { kind: "fan-out", subscribers: 100 }, { window: 8 }),
-  scenario("fanout1000", "1 to 1000", { kind: "fan-out", subscribers: 1000 }, { window: 4 }),
+  scenario("fanout100", "1 to 100, QoS 0", { kind: "fan-out", subscribers: 100 }, { window: 8 }),
+  scenario("fanout1000", "1 to 1000, QoS 0", { kind: "fan-out", subscribers: 1000 }, { window: 4 }),
   scenario("fanin50-q0", "50 to 1, QoS 0", { kind: "fan-in", publishers: 50 }),
   scenario("fanin50-q1", "50 to 1, QoS 1", { kind: "fan-in", publishers: 50 }, { qos: 1 }),
 
@@ -108,7 +112,7 @@ export const scenarios: readonly Scenario[] = [
   ),
   scenario(
     "wild100k",
-    "100,000 of them",
+    "100,000 wildcard filters, 2 match",
     { kind: "wildcards", filters: 100_000, subscribers: 100 },
     { window: 64, floors: [], reference: "wild10k" },
   ),
@@ -119,7 +123,7 @@ export const scenarios: readonly Scenario[] = [
     { kind: "shared", publishers: 10, members: 10 },
     { floors: [], without: ["aedes"], reference: "unshared10" }, // To Aedes $share/ is a topic like others.
   ),
-  scenario("unshared10", "the same load without a group: 10 pairs", { kind: "pairs", pairs: 10 }),
+  scenario("unshared10", "10 pairs: the load of shared10 without a group", { kind: "pairs", pairs: 10 }),
 
   scenario(
     "retained10k",
@@ -135,40 +139,40 @@ export const scenarios: readonly Scenario[] = [
   ),
   scenario(
     "queue10k-burst",
-    "the same, 16 packets a frame",
+    "10,000 messages for a session that is away, 16 packets a frame",
     { kind: "queue", messages: 10_000 },
     { qos: 1, window: 96, burst: 16, rows: inAndDrain, floors: ["store"] },
   ),
 
-  scenario("pairs50-q0-2nodes", "50 pairs from node to node, two nodes", fiftyPairs, {
+  scenario("pairs50-q0-2nodes", "50 pairs from node to node, two nodes, QoS 0", fiftyPairs, {
     nodes: 2,
     floors: gateways,
     reference: "pairs50-q0",
   }),
-  scenario("pairs50-q1-2nodes", "the same at QoS 1", fiftyPairs, {
+  scenario("pairs50-q1-2nodes", "50 pairs from node to node, two nodes, QoS 1", fiftyPairs, {
     nodes: 2,
     qos: 1,
     floors: gateways,
     reference: "pairs50-q1",
   }),
-  scenario("pairs50-q0-8nodes", "50 pairs from node to node, eight nodes", fiftyPairs, {
+  scenario("pairs50-q0-8nodes", "50 pairs from node to node, eight nodes, QoS 0", fiftyPairs, {
     nodes: 8,
     floors: gateways,
     reference: "pairs50-q0",
   }),
   scenario(
     "fanout1000-8nodes",
-    "1 to 1000 on eight nodes",
+    "1 to 1000 on eight nodes, QoS 0",
     { kind: "fan-out", subscribers: 1000 },
     { nodes: 8, window: 4, floors: gateways, reference: "fanout1000" },
   ),
-  scenario("pairs50-q0-3cores", "eight nodes round three cores", fiftyPairs, {
+  scenario("pairs50-q0-3cores", "50 pairs from node to node, eight nodes round three cores, QoS 0", fiftyPairs, {
     nodes: 8,
     cores: 3,
     floors: gateways,
     reference: "pairs50-q0-8nodes",
   }),
-  scenario("pairs50-q1-3cores", "the same at QoS 1", fiftyPairs, {
+  scenario("pairs50-q1-3cores", "50 pairs from node to node, eight nodes round three cores, QoS 1", fiftyPairs, {
     nodes: 8,
     cores: 3,
     qos: 1,
@@ -179,7 +183,7 @@ export const scenarios: readonly Scenario[] = [
 
 /** One of each kind, so small that a run takes a second. */
 export const smokeScenarios: readonly Scenario[] = [
-  scenario("smoke-connect", "20 connections", { kind: "connect", clients: 20, atOnce: 5 }),
+  scenario("smoke-connect", "8 connections", { kind: "connect", clients: 8, atOnce: 4 }),
   scenario(
     "smoke-pairs",
     "3 pairs on 3 nodes and 3 cores, QoS 2, bursts",
