@@ -104,7 +104,7 @@ describe("topic trie", () => {
     const pick = (names: readonly string[]): string => names[Math.floor(next() * names.length)] ?? "";
     const levels = (names: readonly string[]): string[] =>
       Array.from({ length: 1 + Math.floor(next() * 5) }, () => pick(names));
-    const names = ["a", "b", "c", "", "constructor", "$SYS"];
+    const names = ["a", "b", "", "ü€", "😀", "$SYS"];
     const trie = new TopicTrie(new KeyHash(seed));
     const model = new Set<string>();
     let hits = 0;
