@@ -154,7 +154,7 @@ export class Network {
   async #arrive(call: Call): Promise<void> {
     const { stub, method, args } = call;
     if (call.isOver || stub.isSilent) return;
-    if (method === "abandon") this.#world.abandoned.add(String(args[0]));
+    if (method === "abandon") this.#world.handleAbandoned(String(args[0]), String(args[2]));
     const outage = this.#outageOf(stub.to);
     if (outage) return this.#break(stub, errorOf(outage.kind), `is ${outage.kind}`);
     const cut = this.#cutBetween(stub.from.name, stub.to, "call");

@@ -153,6 +153,7 @@ class Scenario {
     await this.#probe();
     const readers = await this.#readRetained();
     await this.#fallAsleep();
+    world.checkTold();
     checkDeliveries(world, this.#ledger);
     for (const { session } of readers) checkRetained(world, this.#ledger, session);
     for (const core of this.#cores) checkRoutes(world, this.#nodes, core);

@@ -137,14 +137,38 @@ export class World {
   // ---- connections ------------------------------------------------------------------------------------------------
 
   readonly #connected = new Map<string, Wire>();
+  /** Nodes that claims went on without, each with the client id. */
+  readonly #givenUp = new Set<string>();
+  /** Connections of clients to them, until they can be told. */
+  readonly #toBeTold = new Set<Wire>();
 
-  /** A client is told that it is connected: the connection before must be over (G4), unless it is behind a cut. */
+  /** A claim goes on without a node that may have a session of the client. */
+  handleAbandoned(clientId: string, holder: string): void {
+    this.abandoned.add(clientId);
+    this.#givenUp.add(`${clientId} on ${holder}`);
+  }
+
+  /**
+   * A client is told that it is connected: the connection before must be over (G4), unless it is behind a cut, or on a node
+   * that nobody could reach for so long that it was given up.
+   */
   handleConnected(wire: Wire): void {
-    const before = this.#connected.get(wire.clientId);
-    const isOpen = before && before !== wire && before.isOpenAtServer;
-    if (isOpen && !isHidden(this, wire.clientId, before.nodeName, wire.nodeName))
-      this.violate(`two: ${wire.clientId} is connected to ${before.nodeName} and to ${wire.nodeName}`);
-    this.#connected.set(wire.clientId, wire);
+    const { clientId, nodeName } = wire;
+    const before = this.#connected.get(clientId);
+    if (before && before !== wire && before.isOpenAtServer) {
+      if (this.#givenUp.has(`${clientId} on ${before.nodeName}`)) this.#toBeTold.add(before);
+      else if (!isHidden(this, clientId, before.nodeName, nodeName))
+        this.violate(`two: ${clientId} is connected to ${before.nodeName} and to ${nodeName}`);
+    }
+    this.#connected.set(clientId, wire);
+    this.#givenUp.delete(`${clientId} on ${nodeName}`);
+  }
+
+  /** All nodes can be reached, and have been told of what they did not hear. */
+  checkTold(): void {
+    for (const wire of this.#toBeTold)
+      if (wire.isOpenAtServer)
+        this.violate(`two: ${wire.clientId} is still connected to ${wire.nodeName}, which was given up`);
   }
 
   // ---- time -------------------------------------------------------------------------------------------------------
