@@ -3,6 +3,7 @@
  * measured, so it comes out the same on any machine, but for the shapes marked ~, where batches form as they come.
  *
  *   in, out      WebSocket frames that clients sent and got
+ *   encoded      PUBLISHes, each distinct form of a message once; the others are copies
  *   n>c, c>n     calls of nodes to the core, and of the core to nodes
  *   rows         written on the nodes and on the core, until all is written that is written behind; alarms set are one, too
  *   KB           allocated on the heap, by nodes and core, sampled by V8
@@ -53,6 +54,7 @@ interface Broker {
 interface Counted {
   readonly framesIn: number;
   readonly framesOut: number;
+  readonly encoded: number;
   readonly callsToCore: number;
   readonly callsToNodes: number;
   readonly rowsOnNodes: number;
@@ -238,6 +240,7 @@ function countedOf(byNode: CountsByNode, messages: number): Omit<Counted, "alloc
   return {
     framesIn: sum("frames.received", isNode),
     framesOut: sum("frames.sent", isNode),
+    encoded: sum("packets.encoded", isNode),
     callsToCore: sum("rpc.calls", isNode),
     callsToNodes: sum("rpc.calls", isCore),
     rowsOnNodes: sum("rows.written", isNode),
@@ -254,6 +257,7 @@ const columns: readonly [heading: string, text: (row: Row) => string][] = [
   ["batch", ({ batch }) => String(batch)],
   ["in", ({ framesIn }) => short(framesIn)],
   ["out", ({ framesOut }) => short(framesOut)],
+  ["encoded", ({ encoded }) => short(encoded)],
   ["n>c", ({ callsToCore }) => short(callsToCore)],
   ["c>n", ({ callsToNodes }) => short(callsToNodes)],
   ["rows n", ({ rowsOnNodes }) => short(rowsOnNodes)],

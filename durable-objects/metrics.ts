@@ -9,6 +9,8 @@ export class Metrics {
   "bytes.sent" = 0;
   "packets.received" = 0;
   "packets.sent" = 0;
+  /** PUBLISHes: what goes to many clients in one form is encoded once. */
+  "packets.encoded" = 0;
   "messages.received" = 0;
   "messages.sent" = 0;
   "messages.publish" = 0;

@@ -4,6 +4,8 @@ import { encodePublish, withPacketId, type PublishForm } from "./publish.ts";
 /** One message as it goes to many subscribers: encoded once per distinct form, then only the packet id differs. */
 export class PublishForms {
   readonly message: Message;
+  /** How often it has been encoded. */
+  encodings = 0;
   readonly #messageExpiryInterval: number | undefined;
   /** Nearly always there is one form only. */
   #first: { readonly key: number | string; readonly encoded: Uint8Array } | undefined;
@@ -29,6 +31,7 @@ export class PublishForms {
       { ...form, messageExpiryInterval: this.#messageExpiryInterval },
       packetId,
     );
+    this.encodings++;
     if (this.#first === undefined) this.#first = { key, encoded };
     else (this.#others ??= new Map()).set(key, encoded);
     return encoded;

@@ -236,6 +236,7 @@ export class Connection {
   sendPublish(delivery: Delivery, packetId: number, dup: boolean, forms: PublishForms): boolean {
     const { facts } = this;
     if (!facts || this.closed) return true;
+    const encodingsBefore = forms.encodings;
     const alias = facts.topicAliasMaximum === 0 ? undefined : this.#aliasFor(delivery.message.topic, facts);
     const bytes = forms.encode(
       {
@@ -249,6 +250,7 @@ export class Connection {
       },
       packetId,
     );
+    this.#broker.metrics["packets.encoded"] += forms.encodings - encodingsBefore;
     if (bytes.length > facts.maximumPacketSize) {
       this.#broker.metrics["delivery.dropped.too_large"]++; // [MQTT-3.1.2-25]
       return false;

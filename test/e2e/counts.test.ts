@@ -33,6 +33,7 @@ async function count(...names: string[]) {
         calls: counts["rpc.calls"],
         rows: counts["rows.written"],
         alarms: counts["alarms.set"],
+        encoded: counts["packets.encoded"],
       };
     });
   };
@@ -126,7 +127,7 @@ describe("a frame of 16 messages is a frame on every hop, and a call between two
     ]);
   });
 
-  test("to 100 subscribers: two calls, and a frame to each", async () => {
+  test("to 100 subscribers: two calls, each message encoded once, and a frame to each", async () => {
     const publisher = await client(slot(1));
     const subscribers = await Promise.all(range(100).map(() => client(slot(2))));
     const topic = randomUUID();
@@ -135,9 +136,9 @@ describe("a frame of 16 messages is a frame on every hop, and a call between two
     publisher.send(...messages(topic, 0, 16));
     await Promise.all(subscribers.map((subscriber) => expectAll(subscriber, "publish", 16)));
     expect(await counted()).toEqual([
-      { in: 1, out: 0, calls: 1, rows: 0, alarms: 0 },
-      { in: 0, out: 100, calls: 0, rows: 0, alarms: 0 },
-      { in: 0, out: 0, calls: 1, rows: 0, alarms: 0 },
+      { in: 1, out: 0, calls: 1, rows: 0, alarms: 0, encoded: 0 },
+      { in: 0, out: 100, calls: 0, rows: 0, alarms: 0, encoded: 16 },
+      { in: 0, out: 0, calls: 1, rows: 0, alarms: 0, encoded: 0 },
     ]);
   });
 });
