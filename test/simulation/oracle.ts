@@ -282,7 +282,10 @@ function checkGroups(world: World, ledger: Ledger): void {
     // What a member is given that cannot keep it is out of reach.
     if (!interests.every(({ qos, session }) => qos > 0 && session.lasts)) continue;
     const since = Math.min(...interests.map((each) => (each.until === undefined ? each.since : Infinity)));
-    const arrived = new Set(interests.flatMap(({ session }) => session.arrivals.map(({ name }) => name)));
+    // Also with a session that a member took for another one than before, and that did not last until it had subscribed.
+    const members = new Set(interests.map(({ session }) => session.clientId));
+    const sessions = ledger.sessions.filter(({ clientId }) => members.has(clientId));
+    const arrived = new Set(sessions.flatMap(({ arrivals }) => arrivals.map(({ name }) => name)));
     // What a member was sent at QoS 2 ends with its session. [MQTT-4.8.2-5]
     const qosMax = interests.some(({ until }) => until !== undefined) ? 1 : 2;
     for (const publication of ledger.publications.values())
