@@ -182,7 +182,8 @@ export class Dispatcher {
     const { store, sessions, settings } = this.#broker;
     const dropped = session.enqueue(place, delivery, settings.mqtt.max_mqueue_len);
     if (place.filter !== undefined) session.written(place.seq);
-    else if (session.durable || session.queueIsLong) {
+    // Rows of a session that is not on disk would stay when it ends, or is lost in a crash.
+    else if (session.durable || (session.onDisk && session.queueIsLong)) {
       store.putDelivery(session.id, place.seq, delivery);
       session.written(place.seq);
     }

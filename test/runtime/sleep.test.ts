@@ -2,6 +2,8 @@
 
 import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, test, vi } from "vitest";
+import { Coordinator } from "../../durable-objects/coordinator/coordinator.ts";
+import { limits } from "../../mqtt/limits.ts";
 import {
   converse,
   coreName,
@@ -437,6 +439,34 @@ describe("nothing is left behind", () => {
     await sleep(node);
     await publishAndWait(other, topic, "not yours either");
     await next.expectNothing();
+  });
+
+  test.concurrent("by a long queue of a session that ends before its SUBSCRIBE is answered", async () => {
+    const { node, client, other, topic } = await meet();
+    const answered = Promise.withResolvers<void>();
+    // oxlint-disable-next-line typescript/unbound-method -- it is called with the object that it was called on
+    const { route } = Coordinator.prototype;
+    const held = vi.spyOn(Coordinator.prototype, "route").mockImplementation(async function (
+      this: Coordinator,
+      ...args
+    ) {
+      const answer = await route.apply(this, args);
+      if (args[0] === node) await answered.promise;
+      return answer;
+    });
+    client.send({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos: 1 }] });
+    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 1);
+    // More than its window, and what is held in memory of a queue.
+    const payloads = Array.from({ length: 32 + limits.mqueueLoadedMax + 2 }, (_, index) => String(index));
+    await publishAndWait(other, topic, ...payloads);
+    for (const payload of payloads.slice(0, 32)) await client.expectMessage(payload);
+    client.send({ cmd: "disconnect", reasonCode: 0 });
+    await client.expectClosed();
+    answered.resolve();
+    held.mockRestore();
+    await vi.waitUntil(async () => (await countRows(coreName, "claim", "client_id = ?", client.clientId)) === 0);
+    await sleep(node);
+    expect(await countRows(node, "queue", "true")).toBe(0);
   });
 
   test.concurrent("by acknowledged messages", async () => {
