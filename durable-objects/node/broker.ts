@@ -6,8 +6,8 @@
  *   deliver    a session's message goes to its socket                           Session -> Connection
  *
  * A turn of the event loop ends with `endTurn`: what must be on disk before it is said is written first, then every
- * socket gets what was gathered for it as one frame. The runtime holds frames and answers back until the writes are
- * durable. Everything else is written behind by a timer, which keeps the object from sleeping while it owes a write.
+ * socket gets what was gathered for it as one frame, and the sessions whose connections have ended are settled, in one
+ * transaction. The runtime holds frames and answers back until the writes are durable. Everything else is written behind by a timer, which keeps the object from sleeping while it owes a write.
  */
 import type { Settings } from "../../cluster/config.ts";
 import { isMember, type NodeName } from "../../cluster/name.ts";
@@ -232,6 +232,7 @@ export class Broker {
     this.#sockets.delete(session.id);
     this.metrics["client.disconnected"]++;
     this.sessions.handleDisconnected(session);
+    this.#turn.endSoon();
   }
 
   flushAtTurnsEnd(connection: Connection): void {
@@ -245,13 +246,13 @@ export class Broker {
     connection.flush();
   }
 
-  /** @returns how many frames were sent. */
+  /** @returns how many frames were sent, and how many sessions left. */
   #endTurn(): number {
     this.sessions.saveUrgent();
     const { size } = this.#toFlush;
     for (const connection of this.#toFlush) connection.flush();
     this.#toFlush.clear();
-    return size;
+    return size + this.sessions.settleDisconnected();
   }
 
   touch(session: Session): void {

@@ -83,11 +83,9 @@ export class NodeAdmin {
     this.#broker
       .connectionOf(session.id)
       ?.fail(new MqttError(ReasonCode.AdministrativeAction, "kicked out by an operator"));
-    // A transient session has ended with its connection.
-    const left = sessions.byClientId(clientId);
     // While its client is being let in, its claim is the new session's.
-    if (left && claims.isOpening(clientId)) sessions.discard(left);
-    else if (left) sessions.end(left);
+    if (claims.isOpening(clientId)) sessions.discard(session);
+    else sessions.end(session);
     return true;
   }
 

@@ -144,12 +144,15 @@ export class SessionStore {
     for (const subscription of this.#subscriptionsOf(row.id)) session.subscribe(subscription);
     const checkpoint = this.#checkpoints.get(row.id);
     const logged = this.#log.waiting(row.id, neededFrom(checkpoint), now);
-    const { messages, dropped } = newest(this.#queued(row.id), logged, {
+    const own = [...this.#queued(row.id)];
+    const { messages, dropped } = newest(own, logged, {
       lengthMax: this.#queueLengthMax,
       inflight: new Set(checkpoint.inflight.map(({ seq }) => seq)),
     });
     this.#countDropped(dropped);
     session.restore(checkpoint, messages);
+    // Also when it has no use for any of them.
+    session.hasRows = own.length > 0;
     session.rowDirty = session.dirty = false;
     session.onDisk = true;
     return session;
@@ -229,8 +232,12 @@ export class SessionStore {
     return row && (JSON.parse(row.facts) as StoredConnection);
   }
 
-  delete(id: number): void {
-    this.#clear(id);
+  /** Statements cost, so tables in which it has nothing are left alone. */
+  delete({ id, hasRows, adopting, subscriptions }: Session): void {
+    if (hasRows || adopting) this.#sql.exec("DELETE FROM queue WHERE session = ?", id);
+    if (subscriptions.size > 0) this.#sql.exec("DELETE FROM subscription WHERE session = ?", id);
+    this.#sql.exec("DELETE FROM connection WHERE session = ?", id);
+    this.#checkpoints.delete(id);
     this.#sql.exec("DELETE FROM session WHERE id = ?", id);
   }
 

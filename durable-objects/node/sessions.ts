@@ -21,6 +21,8 @@ export class Sessions {
   /** Changed sessions, and the revision at the last look. */
   readonly #dirty = new Map<Session, number>();
   readonly #urgent = new Set<Session>();
+  /** Their connections have ended in this turn. */
+  readonly #disconnected = new Set<Session>();
   /** Saved since the log was trimmed. */
   readonly #moved = new Set<number>();
   #saving: ReturnType<typeof setTimeout> | undefined;
@@ -98,14 +100,33 @@ export class Sessions {
   /** The session's connection on this node, if any, makes room. [MQTT-3.1.4-3] */
   closeConnection(session: Session): void {
     const connection = this.#broker.connectionOf(session.id);
-    if (!connection) return this.handleLost([session.id]);
-    this.#broker.metrics["session.takenover"]++;
-    connection.fail(takenOver());
+    if (connection) {
+      this.#broker.metrics["session.takenover"]++;
+      connection.fail(takenOver());
+    }
+    this.#settleWithoutSocket(session);
   }
 
   // ---- the end of connections and sessions ------------------------------------------------------------------------
 
+  /** Its connection has ended: it is settled at the end of the turn, or before when its client is back. */
   handleDisconnected(session: Session): void {
+    this.#disconnected.add(session);
+  }
+
+  /** A commit costs more than the end of a session. @returns how many there were. */
+  settleDisconnected(): number {
+    const { size } = this.#disconnected;
+    for (const session of this.#disconnected) {
+      // One that fails is not tried again, and the next ones are.
+      this.#disconnected.delete(session);
+      this.#settleWithoutSocket(session);
+    }
+    return size;
+  }
+
+  #settleWithoutSocket(session: Session): void {
+    if (!this.has(session) || !session.connected || this.#broker.connectionOf(session.id)) return;
     const now = Date.now();
     session.detach(now);
     this.#settle(session, now);
@@ -113,12 +134,9 @@ export class Sessions {
 
   /** Disk says connected, but no socket is there: the node crashed or was deployed. Some at a time. */
   handleLost(ids: readonly number[]): void {
-    const now = Date.now();
     for (const id of ids.slice(0, limits.pageMessagesMax)) {
       const session = this.byId(id);
-      if (!session?.connected || this.#broker.connectionOf(id)) continue;
-      session.detach(now);
-      this.#settle(session, now);
+      if (session) this.#settleWithoutSocket(session);
     }
     const rest = ids.slice(limits.pageMessagesMax);
     if (rest.length > 0) setImmediate(() => this.handleLost(rest));
@@ -172,7 +190,7 @@ export class Sessions {
   forget(session: Session): void {
     const broker = this.#broker;
     for (const filter of session.subscriptions.keys()) broker.changeRoutes([broker.table.remove(filter, session.id)]);
-    if (session.onDisk) broker.store.delete(session.id);
+    if (session.onDisk) broker.store.delete(session);
     if (session.durable) for (const filter of session.subscriptions.keys()) broker.log.handleReaderLeft(filter);
     if (broker.log.hasUnexamined) this.saveSoon();
     this.#loaded.delete(session.id);
