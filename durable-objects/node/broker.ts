@@ -34,6 +34,7 @@ import {
   type NodeRpc,
   type NodeStats,
 } from "../rpc.ts";
+import { SharedTimer } from "../shared-timer.ts";
 import { Turn } from "../turn.ts";
 import { Authenticator } from "./authenticator.ts";
 import { Claims } from "./claims.ts";
@@ -79,6 +80,9 @@ export class Broker {
   readonly own: OwnMessages;
   readonly channelContext: ChannelContext;
   readonly host: BrokerHost;
+  readonly expectingConnect: SharedTimer<Connection>;
+  /** A part of a packet has come. */
+  readonly unfinished: SharedTimer<Connection>;
   readonly #startedAt = Date.now();
   readonly #writer = new ByteWriter();
   /** The socket of each connected session; its Connection is made when something happens to it. */
@@ -134,6 +138,10 @@ export class Broker {
     this.claims = new Claims(this);
     this.dispatcher = new Dispatcher(this);
     this.retained = new RetainedReader(this);
+    const late = (what: string) => (connection: Connection) =>
+      connection.fail(new MqttError(ReasonCode.KeepAliveTimeout, what));
+    this.expectingConnect = new SharedTimer(settings.mqtt.idle_timeout, late("no CONNECT came"));
+    this.unfinished = new SharedTimer(limits.unfinishedPacketMs, late("a packet was not finished in time"));
     this.#hasUsers = Object.keys(settings.authentication).length > 0;
     this.#authenticator = new Authenticator(settings.authentication);
     const life = crypto.randomUUID().replaceAll("-", "").slice(0, lifeChars);

@@ -49,10 +49,8 @@ export class Connection {
   #frame: Uint8Array[] = [];
   #frameBytes = 0;
   #attachedLastSeen = 0;
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  /** ms since the epoch; 0 = no packet is unfinished. */
-  #unfinishedSince = 0;
-  #idleTimer: ReturnType<typeof setTimeout> | undefined;
+  #isExpectingConnect = false;
+  #isUnfinished = false;
 
   constructor(socket: WebSocket, broker: Broker, now: number) {
     this.socket = socket;
@@ -68,9 +66,8 @@ export class Connection {
 
   /** A fresh socket has `idle_timeout` to bring its CONNECT. [MQTT-3.1.4-1] Its TCP connection may end later: workerd's. */
   expectConnect(): void {
-    this.#idleTimer = setTimeout(() => {
-      this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "no CONNECT came"));
-    }, this.#broker.settings.mqtt.idle_timeout);
+    this.#isExpectingConnect = true;
+    this.#broker.expectingConnect.start(this, this.lastSeen);
   }
 
   /** The socket of a session that slept. */
@@ -112,9 +109,9 @@ export class Connection {
       while (this.channel.stateName === "idle" || this.channel.stateName === "connected") {
         const packet = this.#framer.next();
         if (!packet) break;
-        this.#unfinishedSince = 0;
+        if (this.#isUnfinished) this.#stopWatching();
         this.#broker.metrics["packets.received"]++;
-        if (this.#idleTimer !== undefined) this.#stopIdleTimer();
+        if (this.#isExpectingConnect) this.#stopExpecting();
         if (this.#mustWait(packet)) this.#hold(packet);
         else this.#handle(packet, now);
       }
@@ -320,19 +317,18 @@ export class Connection {
 
   /** The connection has ended: nothing is waited for any more. */
   stopTimers(): void {
-    this.#stopIdleTimer();
-    this.#stopWatching();
+    if (this.#isExpectingConnect) this.#stopExpecting();
+    if (this.#isUnfinished) this.#stopWatching();
   }
 
-  #stopIdleTimer(): void {
-    clearTimeout(this.#idleTimer);
-    this.#idleTimer = undefined;
+  #stopExpecting(): void {
+    this.#isExpectingConnect = false;
+    this.#broker.expectingConnect.stop(this);
   }
 
   #stopWatching(): void {
-    if (this.#timer === undefined) return;
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#isUnfinished = false;
+    this.#broker.unfinished.stop(this);
   }
 
   /** Writes down when the client was last heard of, for a keep-alive that outlasts sleep. */
@@ -355,19 +351,11 @@ export class Connection {
     this.#broker.store.putConnection(session.id, { facts, aliases: [...channel.topicAliases], peer });
   }
 
-  /** The rest of an unfinished packet must come in time; one timer looks, however many fragments come. */
+  /** The rest of an unfinished packet must come in time, however many fragments it comes in. */
   #watchUnfinished(now: number): void {
-    if (this.#framer.pendingBytes === 0 || this.closed) return this.#stopWatching();
-    if (this.#unfinishedSince === 0) this.#unfinishedSince = now;
-    this.#timer ??= setTimeout(
-      () => {
-        this.#timer = undefined;
-        if (this.#unfinishedSince === 0) return;
-        if (Date.now() < this.#unfinishedSince + limits.unfinishedPacketMs) return this.#watchUnfinished(Date.now());
-        this.fail(new MqttError(ReasonCode.KeepAliveTimeout, "a packet was not finished in time"));
-      },
-      this.#unfinishedSince + limits.unfinishedPacketMs - now,
-    );
+    if (this.#isUnfinished || this.#framer.pendingBytes === 0 || this.closed) return;
+    this.#isUnfinished = true;
+    this.#broker.unfinished.start(this, now);
   }
 }
 
