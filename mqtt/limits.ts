@@ -170,6 +170,8 @@ export const limits = {
   retainedQos0BytesAheadMax: 8_388_608,
   /** Claims that a node makes in one call, and their client ids. */
   claimsPerCallMax: 256,
+  /** How long claims wait at most for the end of a call that is under way. */
+  claimsGatherMs: 100,
   claimCharsPerCallMax: 1_048_576,
   /** Rows of the node's log that are held in memory while sessions read on in them. */
   logRowsOpenMax: 8,

@@ -1,6 +1,7 @@
 /**
  * Claims go to the core together: those of one turn, and what gathers while the last call is under way. A call and a
  * commit of the core cost more than the claims in them, and what the core has answered in one call the node does in one turn.
+ * Behind a call that is not answered soon, to a core that is far away or gone, they wait for a moment only.
  *
  * What the core cannot say at once, because another core owns the client id, is asked for alone, and so is everything when
  * the call has failed: no client waits for what another one's claim needs.
@@ -21,8 +22,9 @@ interface Waiting extends PromiseWithResolvers<GrantedClaim> {
 export class ClaimBatches {
   readonly #calls: ClaimCalls;
   #waiting: Waiting[] = [];
-  /** A call is under way, or will be at the turn's end. */
-  #isBusy = false;
+  /** Calls, with the one that will be made at the turn's end. */
+  #underWay = 0;
+  #moment: ReturnType<typeof setTimeout> | undefined;
 
   constructor(calls: ClaimCalls) {
     this.#calls = calls;
@@ -31,10 +33,15 @@ export class ClaimBatches {
   claim(clientId: string): Promise<GrantedClaim> {
     const waiting = { clientId, ...Promise.withResolvers<GrantedClaim>() };
     this.#waiting.push(waiting);
-    if (!this.#isBusy) {
-      this.#isBusy = true;
+    if (this.#underWay === 0) {
+      this.#underWay++;
       setImmediate(() => void this.#callAll());
-    }
+    } else
+      this.#moment ??= setTimeout(() => {
+        this.#moment = undefined;
+        this.#underWay++;
+        void this.#callAll();
+      }, limits.claimsGatherMs);
     return waiting.promise;
   }
 
@@ -44,7 +51,7 @@ export class ClaimBatches {
       for (const [index, { clientId, resolve }] of batch.entries())
         resolve(claims[index] ?? this.#calls.claim(clientId));
     }
-    this.#isBusy = false;
+    this.#underWay--;
   }
 
   #nextBatch(): Waiting[] {

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 
 import { ClaimBatches } from "../../durable-objects/node/claim-batches.ts";
 import type { GrantedClaim } from "../../durable-objects/rpc.ts";
@@ -54,6 +54,22 @@ describe("claims", () => {
     const later = core.batches.claim("e");
     await core.answer();
     expect((await later).epoch).toBe(5);
+  });
+
+  test("do not wait for a call that is not answered", async () => {
+    const core = new Core();
+    const [a, b] = [core.batches.claim("a"), core.batches.claim("b")];
+    await turn();
+    const later = ["c", "d"].map((clientId) => core.batches.claim(clientId));
+    await vi.waitUntil(() => core.calls.length === 2, { interval: 5 });
+    expect(core.calls).toEqual(["a b", "c d"]);
+    await core.answer();
+    await core.answer();
+    await Promise.all([a, b, ...later]);
+    const next = core.batches.claim("e");
+    await core.answer();
+    await next;
+    expect(core.calls).toEqual(["a b", "c d", "e"]);
   });
 
   test("that cannot be answered at once are made alone, the others do not wait for them", async () => {
