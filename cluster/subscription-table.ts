@@ -39,6 +39,14 @@ interface Entry {
   logged: number;
   /** Subscriptions that are not on disk yet. */
   unsaved: number;
+  /** Of a share group, as long as nobody comes or goes. */
+  members: Members | undefined;
+}
+
+/** Those who get a share group's messages: all that are connected, or if none is all there are. */
+interface Members {
+  readonly ids: readonly number[];
+  readonly areConnected: boolean;
 }
 
 export class SubscriptionTable {
@@ -93,6 +101,7 @@ export class SubscriptionTable {
     if (!entry || !subscriber) return undefined;
     entry.subscribers.delete(sessionId);
     if (subscriber.isLogged) entry.logged--;
+    entry.members = undefined;
     this.#deleteIfEmpty(key, entry);
     if (entry.subscribers.size === 0) return { kind: "remove", key };
     return isShared(key) ? this.routeOf(key) : undefined;
@@ -100,14 +109,20 @@ export class SubscriptionTable {
 
   /** A session's connection came or went: its groups have one connected member more or less. */
   connectionChanged(keys: Iterable<string>): RouteChange[] {
-    return [...keys].filter(isShared).map((key) => this.routeOf(key));
+    return [...keys].filter(isShared).map((key) => {
+      const entry = this.#entries.get(key);
+      if (entry) entry.members = undefined;
+      return this.routeOf(key);
+    });
   }
 
   /** What the core should know of a filter, or of a share group and filter. */
   routeOf(key: string): RouteChange {
     const entry = this.#find(key);
     if (!entry) return { kind: "remove", key };
-    return { kind: "add", key, members: isShared(key) ? this.#connected(entry).length : 0 };
+    if (!isShared(key)) return { kind: "add", key, members: 0 };
+    const { ids, areConnected } = this.#members(entry);
+    return { kind: "add", key, members: areConnected ? ids.length : 0 };
   }
 
   /** Keys with subscriptions that are not on disk yet. */
@@ -121,17 +136,24 @@ export class SubscriptionTable {
   member(key: string, ordinal: number): number | undefined {
     const entry = this.#find(key);
     if (!entry) return undefined;
-    const connected = this.#connected(entry);
-    const candidates = connected.length > 0 ? connected : [...entry.subscribers.keys()];
-    return candidates[ordinal % candidates.length];
+    const { ids, areConnected } = this.#members(entry);
+    const picked = ids[ordinal % ids.length];
+    if (picked === undefined || !areConnected || this.#source.isConnected(picked)) return picked;
+    // Its connection has just ended, which the table is told at the end of the turn.
+    entry.members = undefined;
+    return this.member(key, ordinal);
   }
 
   #deleteIfEmpty(key: string, entry: Entry): void {
     if (entry.subscribers.size === 0 && entry.unsaved === 0) this.#entries.delete(key);
   }
 
-  #connected(entry: Entry): number[] {
-    return [...entry.subscribers.keys()].filter(this.#source.isConnected);
+  #members(entry: Entry): Members {
+    if (entry.members) return entry.members;
+    const all = [...entry.subscribers.keys()];
+    const connected = all.filter(this.#source.isConnected);
+    const areConnected = connected.length > 0;
+    return (entry.members = { ids: areConnected ? connected : all, areConnected });
   }
 
   /** From memory, or else from disk; undefined: nobody subscribes. */
@@ -143,7 +165,7 @@ export class SubscriptionTable {
   }
 
   #keep(key: string, subscribers: Iterable<Subscriber>): Entry {
-    const entry: Entry = { subscribers: new Map(), logged: 0, unsaved: 0 };
+    const entry: Entry = { subscribers: new Map(), logged: 0, unsaved: 0, members: undefined };
     for (const subscriber of subscribers) put(entry, subscriber);
     this.#entries.set(key, entry);
     this.#makeRoom();
@@ -166,4 +188,5 @@ function put(entry: Entry, subscriber: Subscriber): void {
   if (before?.isLogged) entry.logged--;
   if (subscriber.isLogged) entry.logged++;
   entry.subscribers.set(subscriber.sessionId, subscriber);
+  entry.members = undefined;
 }

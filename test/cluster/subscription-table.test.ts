@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { SubscriptionTable, type RouteChange, type Subscriber } from "../../cluster/subscription-table.ts";
 import { limits } from "../../mqtt/limits.ts";
+import { isShared } from "../../mqtt/topic.ts";
 import { random } from "../support/random.ts";
 
 /** A subscription from a number on: one whose messages are logged, or one whose messages are not. */
@@ -13,6 +14,8 @@ class Node {
   readonly connected = new Set<number>();
   /** Filters read from disk. */
   readonly loads: string[] = [];
+  /** How often the table has asked whether a session is connected. */
+  questions = 0;
   table = this.woken();
 
   /** The table of another life: nothing is in memory. */
@@ -22,7 +25,10 @@ class Node {
         this.loads.push(key);
         return [...(this.rows.get(key)?.values() ?? [])].sort((a, b) => a.sessionId - b.sessionId);
       },
-      isConnected: (sessionId) => this.connected.has(sessionId),
+      isConnected: (sessionId) => {
+        this.questions++;
+        return this.connected.has(sessionId);
+      },
     });
   }
 
@@ -209,6 +215,25 @@ describe("share groups", () => {
     expect(new Set([0, 1].map((ordinal) => node.table.member(key, ordinal)))).toEqual(new Set([4, 5]));
   });
 
+  test("whoever comes or goes is asked about, and not everybody at each message", () => {
+    const ids = Array.from({ length: 500 }, (_, index) => index + 1);
+    const node = groupOf(...ids);
+    for (const id of ids.slice(0, 400)) node.connected.add(id);
+    node.table.connectionChanged([key]);
+    node.questions = 0;
+    const pick = (count: number) =>
+      new Set(Array.from({ length: count }, (_, ordinal) => node.table.member(key, ordinal)));
+    expect(pick(1_000)).toEqual(new Set(ids.slice(0, 400)));
+    expect(node.questions).toBe(1_000);
+    node.connected.add(500);
+    node.table.connectionChanged([key]);
+    expect(pick(401)).toContain(500);
+    node.unsubscribe(key, 500);
+    expect(pick(401)).not.toContain(500);
+    node.subscribe(key, 500);
+    expect(pick(401)).toContain(500);
+  });
+
   test("an ordinal from before members left still finds one", () => {
     const node = groupOf(1, 2);
     for (const id of [1, 2]) node.connected.add(id);
@@ -376,7 +401,7 @@ describe("seeded, against lists", () => {
         const got = keys.map((asked) => {
           const { table } = node;
           const subscribers = [...table.subscribers(asked)];
-          const members = subscribers.map((_, index) => table.member(asked, first + index));
+          const members = isShared(asked) ? subscribers.map((_, index) => table.member(asked, first + index)) : [];
           return show(asked, {
             route: routes.get(asked),
             routeOf: table.routeOf(asked),
@@ -395,7 +420,7 @@ describe("seeded, against lists", () => {
             routeOf: route === undefined ? { kind: "remove", key: asked } : added(asked, route),
             subscribers,
             isLogged: subscribers.some((each) => each.isLogged),
-            members: there.length > 0 ? there : ids,
+            members: !isShared(asked) ? [] : there.length > 0 ? there : ids,
           });
         });
         expect({ seed, step, got }).toEqual({ seed, step, got: expected });
