@@ -7,8 +7,8 @@
  *              seconds have it awake for 1 - exp(-r * h) of the time
  *   rows       written
  *
- * A call carries what has gathered: a frame, and on a busy link what came while `limits.batchesInFlightMax` calls were under
- * way. So calls are what a fleet of many slow clients pays for, and duration what a small one does.
+ * Messages between objects are a call each where they are few, and nearly none on a link that is busy: there they go over a
+ * line (durable-objects/line.ts), which keeps both objects awake.
  */
 import { limits } from "../mqtt/limits.ts";
 import { awsIotCore, cloudflare, emqxServerless, hiveMqServerless } from "./prices.ts";
@@ -97,9 +97,14 @@ function awake(rate: number, heldSeconds: number): number {
   return 1 - Math.exp(-rate * heldSeconds);
 }
 
-/** Calls a second for so many messages a second on one link. */
+/** How likely so many messages in a row come soon enough one after another, at so many a second on one link. */
+function inARow(count: number, rate: number): number {
+  return awake(rate, limits.lineQuietMs / 1000) ** count;
+}
+
+/** Calls a second for so many messages a second on one link: of those in a row, the first ones and the line. */
 function callsFor(rate: number): number {
-  return Math.min(rate, limits.batchesInFlightMax / assumed.callSeconds);
+  return rate * (1 - inARow(limits.lineCallsMin + 1, rate));
 }
 
 function billOf({ clients, publishes, deliveries, pings, isAcknowledged, isDurable, nodesPerMessage }: Load): Bill {
@@ -114,7 +119,8 @@ function billOf({ clients, publishes, deliveries, pings, isAcknowledged, isDurab
   const callSeconds = assumed.callSeconds + (isDurable ? assumed.writeSeconds : 0);
   // A frame leaves something to be written behind, if it is only when its client was last heard of.
   const nodeAwake = awake(frames / nodes + forwarded / nodes, counted.writtenBehindSeconds);
-  const coreAwake = awake(publishes + connects, callSeconds);
+  const linesClosed = (1 - inARow(limits.lineCallsMin, publishes / nodes)) ** nodes;
+  const coreAwake = 1 - (1 - awake(publishes + connects, callSeconds)) * linesClosed;
   const gigabyteSeconds = (nodes * nodeAwake + coreAwake) * cloudflare.objectGigabytes * monthSeconds;
 
   const rowsPerSecond = connects * counted.connect.rows + (isDurable ? deliveries * counted.durableRows : 0);

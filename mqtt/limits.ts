@@ -175,6 +175,10 @@ export const limits = {
   claimCharsPerCallMax: 1_048_576,
   /** Rows of the node's log that are held in memory while sessions read on in them. */
   logRowsOpenMax: 8,
+
+  /** Calls that follow one another this soon open a line after so many; one that has been quiet for so long is closed. */
+  lineQuietMs: 100,
+  lineCallsMin: 4,
 } as const;
 
 /** How long to wait after an attempt that failed; the first is 1. */

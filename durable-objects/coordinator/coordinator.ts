@@ -4,6 +4,7 @@ import type { Member } from "../../cluster/membership.ts";
 import { isMember, parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { Alarm } from "../alarm.ts";
 import { countedCalls } from "../counted-calls.ts";
+import { Line, overLine } from "../line.ts";
 import { Metrics } from "../metrics.ts";
 import type {
   AdminAnswer,
@@ -64,7 +65,7 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
     this.#core = new Core(name, settings, {
       metrics,
       storage: ctx.storage,
-      nodeAt: (node: NodeName) => countedCalls<NodeRpc>(env.NODE.getByName(node), addCall),
+      nodeAt: (node: NodeName) => overLine(countedCalls<NodeRpc>(env.NODE.getByName(node), addCall), "forward"),
       peerAt: (peer: NodeName, domain: string) =>
         isMember(peer, settings.domain)
           ? countedCalls<PeerRpc>(env.COORDINATOR.getByName(peer), addCall)
@@ -84,6 +85,11 @@ export class Coordinator extends DurableObject<Env> implements CoordinatorRpc, P
 
   route(node: NodeName, connection: Connection, batch: Uint8Array): Promise<Uint8Array> {
     return this.#core.route(node, connection, batch);
+  }
+
+  /** See `overLine`. */
+  open(node: NodeName, connection: Connection): Line {
+    return new Line((batch) => this.route(node, connection, batch));
   }
 
   claim(clientId: string, node: NodeName, term: number): Promise<GrantedClaim> {

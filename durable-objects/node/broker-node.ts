@@ -4,6 +4,7 @@ import { parseNodeName, type NodeName } from "../../cluster/name.ts";
 import { chooseSubprotocol } from "../../mqtt/subprotocol.ts";
 import { Alarm } from "../alarm.ts";
 import { countedCalls } from "../counted-calls.ts";
+import { Line, overLine } from "../line.ts";
 import { Metrics } from "../metrics.ts";
 import type {
   ClientInfo,
@@ -44,7 +45,8 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
       metrics,
       storage: ctx.storage,
       sockets: ctx.getWebSockets(),
-      coreAt: (core: NodeName) => countedCalls<CoordinatorRpc>(env.COORDINATOR.getByName(core), addCall),
+      coreAt: (core: NodeName) =>
+        overLine(countedCalls<CoordinatorRpc>(env.COORDINATOR.getByName(core), addCall), "route"),
       nodeAt: (node: NodeName) => countedCalls<NodeRpc>(env.NODE.getByName(node), addCall),
       ringAt: (at) => this.#alarm.ringAt(at),
     });
@@ -84,6 +86,11 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
 
   async forward(batch: Uint8Array): Promise<Uint8Array> {
     return this.#broker.dispatcher.dispatch(batch);
+  }
+
+  /** See `overLine`. */
+  open(): Line {
+    return new Line((batch) => this.forward(batch));
   }
 
   takeOver(clientId: string, epoch: number, resume: boolean): Promise<TakenOver> {

@@ -109,13 +109,13 @@ function stubOf(from: string, to: string, stub: Callable): unknown {
     await arrived;
     if (line === arrived) line = undefined;
   };
-  const call = async (method: string, args: unknown[]): Promise<unknown> => {
+  const call = async (target: Callable, method: string, args: unknown[]): Promise<unknown> => {
     const ms = Math.floor(slowness * sky.forecast.latencyMsMax);
     // Otherwise it is made at once, as on a stub itself.
     if (ms > 0 || line) await travel(ms);
     if (broken) throw broken;
     const fate = sky.fateOf(from, to);
-    if (fate === "answered") return stub[method]!(...args);
+    if (fate === "answered") return target[method]!(...args);
     tell(fate, from, to, method);
     switch (fate) {
       case "lost":
@@ -123,18 +123,33 @@ function stubOf(from: string, to: string, stub: Callable): unknown {
       case "overloaded":
         return fail(Object.assign(new Error("chaos: overloaded"), { overloaded: true }));
       case "unanswered":
-        await stub[method]!(...args).catch(() => {});
+        await target[method]!(...args).catch(() => {});
         return fail(new Error("chaos: unanswered"));
       case "crashed": {
-        const called = stub[method]!(...args);
+        const called = target[method]!(...args);
         stub["crash"]!().catch(() => {});
         return called.catch(fail);
       }
     }
   };
+  /** A line opens at once: what is sent over it travels behind what was called before. */
+  const open = (args: unknown[]): unknown => {
+    const line = stub["open"]!(...args) as Promise<unknown> & Disposable;
+    return {
+      send: (batch: unknown) => call(line as unknown as Callable, "send", [batch]),
+      // oxlint-disable-next-line unicorn/no-thenable -- as the runtime's
+      then: line.then.bind(line),
+      [Symbol.dispose]: () => line[Symbol.dispose](),
+    };
+  };
   return new Proxy(
     {},
-    { get: (_, method) => (typeof method === "string" ? (...args: unknown[]) => call(method, args) : undefined) },
+    {
+      get: (_, method) => {
+        if (typeof method !== "string") return undefined;
+        return (...args: unknown[]) => (method === "open" ? open(args) : call(stub, method, args));
+      },
+    },
   );
 }
 

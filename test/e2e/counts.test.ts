@@ -2,10 +2,12 @@
 // meanwhile.
 
 import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { IPublishPacket, QoS } from "mqtt-packet";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 import { countFromNow } from "../../bench/counters.ts";
+import { limits } from "../../mqtt/limits.ts";
 import { startBroker, type Broker } from "../support/broker.ts";
 import { converseConnected, range, slot, type Conversation } from "../support/client.ts";
 
@@ -20,8 +22,9 @@ beforeAll(async () => {
 
 afterAll(() => broker.stop());
 
-/** What each of these has counted from now until it is asked. */
+/** What each of these has counted from now until it is asked; what came before has left no line open. */
 async function count(...names: string[]) {
+  await sleep(3 * limits.lineQuietMs);
   const read = await countFromNow({ port: broker.port, token });
   return async () => {
     const all = await read();
@@ -141,6 +144,22 @@ describe("a frame of 16 messages is a frame on every hop, and a call between two
       { in: 0, out: 0, calls: 1, rows: 0, alarms: 0, encoded: 0 },
     ]);
   });
+});
+
+test("messages that come one after another share a line: a few calls for all", async () => {
+  const [publisher, subscriber] = [await client(slot(1)), await client(slot(2))];
+  const topic = randomUUID();
+  await subscribe(subscriber, topic, 0);
+  const counted = await count(slot(1), core);
+  for (const message of messages(topic, 0, 40)) {
+    publisher.send(message);
+    await subscriber.expect("publish");
+  }
+  // A machine that stops for a moment closes it.
+  const [{ calls: toCore }, { calls: toNode }] = (await counted()) as unknown as [{ calls: number }, { calls: number }];
+  expect(toCore).toBeGreaterThanOrEqual(limits.lineCallsMin + 1);
+  expect(toCore).toBeLessThanOrEqual(20);
+  expect(toNode).toBeLessThanOrEqual(20);
 });
 
 test("a connection is a call to the core; keep alives share an alarm", async () => {

@@ -5,8 +5,12 @@
  *
  * A cut keeps objects from calling one another for a while: what they call does not arrive, or they do not hear of what
  * has come of it. Who remembers cuts, and for how long they may be felt, is in splits.ts.
+ *
+ * A line (durable-objects/line.ts) is a connection of its own, to what a life of the callee has given: it keeps the callee
+ * from sleeping until it is closed, and dies with that life. What is sent over it arrives behind the call that opens it,
+ * and in no order with later calls on the stub.
  */
-import type { Life, Shell } from "./object.ts";
+import type { Life } from "./object.ts";
 import type { World } from "./world.ts";
 
 export interface Stub {
@@ -17,6 +21,8 @@ export interface Stub {
   broken: Error | undefined;
   /** A cut has taken what was on it, and its caller does not know yet: nothing arrives any more. */
   isSilent: boolean;
+  /** Of a line: what is at its other end, once it is open. */
+  end: { readonly life: Life; readonly target: object } | undefined;
 }
 
 export interface Call {
@@ -25,6 +31,8 @@ export interface Call {
   readonly args: unknown[];
   readonly resolve: (value: unknown) => void;
   readonly reject: (error: unknown) => void;
+  /** The line that it opens. */
+  readonly opens: Stub | undefined;
   /** The callee's life, once the call has arrived. */
   executing: Life | undefined;
   isOver: boolean;
@@ -58,6 +66,7 @@ export class Network {
   /** Settings beside the bindings. */
   variables: Readonly<Record<string, string>> = {};
   calls = 0;
+  lines = 0;
   broken = 0;
 
   constructor(world: World) {
@@ -111,21 +120,54 @@ export class Network {
   }
 
   #stubOf(from: Life, to: string): unknown {
-    const stub: Stub = { from, to, underWay: new Set(), lastArrivalAt: 0, broken: undefined, isSilent: false };
-    this.#stubs.add(stub);
+    const stub = this.#connect(from, to);
     return new Proxy(
       {},
       {
         // A stub is no thenable: it may be returned from an async function.
         get: (_, method) =>
           typeof method === "string" && method !== "then"
-            ? (...args: unknown[]) => this.#call(stub, method, args)
+            ? (...args: unknown[]) => (method === "open" ? this.#openLine(stub, args) : this.#call(stub, method, args))
             : undefined,
       },
     );
   }
 
-  #call(stub: Stub, method: string, args: unknown[]): Promise<unknown> {
+  #connect(from: Life, to: string): Stub {
+    const stub: Stub = {
+      from,
+      to,
+      underWay: new Set(),
+      lastArrivalAt: 0,
+      broken: undefined,
+      isSilent: false,
+      end: undefined,
+    };
+    this.#stubs.add(stub);
+    return stub;
+  }
+
+  #openLine(stub: Stub, args: unknown[]) {
+    this.lines++;
+    const line = this.#connect(stub.from, stub.to);
+    const opened = this.#call(stub, "open", args, line);
+    return {
+      send: (batch: Uint8Array) => this.#call(line, "send", [batch]),
+      // oxlint-disable-next-line unicorn/no-thenable -- as the runtime's
+      then: opened.then.bind(opened),
+      [Symbol.dispose]: () => {
+        line.broken ??= new Error("a line was used after it was closed");
+        this.#world.after(this.#world.latency(), () => this.#letGo(line));
+      },
+    };
+  }
+
+  /** The callee may sleep, for all of this line. */
+  #letGo(line: Stub): void {
+    line.end?.life.linesIn.delete(line);
+  }
+
+  #call(stub: Stub, method: string, args: unknown[], opens?: Stub): Promise<unknown> {
     const { from } = stub;
     const { promise, resolve, reject } = Promise.withResolvers<unknown>();
     const call: Call = {
@@ -134,6 +176,7 @@ export class Network {
       args: args.map(copy),
       resolve,
       reject,
+      opens,
       executing: undefined,
       isOver: false,
     };
@@ -148,6 +191,7 @@ export class Network {
     if (stub.broken) return this.#fail(call, stub.broken);
     stub.underWay.add(call);
     stub.lastArrivalAt = Math.max(stub.lastArrivalAt, this.#world.now + this.#world.latency());
+    if (call.opens) call.opens.lastArrivalAt = stub.lastArrivalAt;
     this.#world.timeline.schedule(stub.lastArrivalAt, () => this.#arrive(call));
   }
 
@@ -165,12 +209,21 @@ export class Network {
     const hasArrived = await object.deliver(this.#describe(call), (shell, life) => {
       call.executing = life;
       life.callsIn.add(call);
-      execute(shell, method, args).then(
-        (value) => life.output(() => this.#answer(call, { value: copy(value) })),
+      execute(stub.end?.target ?? shell, method, args).then(
+        (value) => this.#handleExecuted(call, life, value),
         (error: unknown) => life.output(() => this.#answer(call, { error })),
       );
     });
     if (!hasArrived) this.#break(stub, errorOf("unreachable"), "crashed while it woke");
+  }
+
+  #handleExecuted(call: Call, life: Life, value: unknown): void {
+    const { opens: line } = call;
+    if (line) {
+      line.end = { life, target: value as object };
+      if (!line.broken) life.linesIn.add(line);
+    }
+    life.output(() => this.#answer(call, { value: copy(value) }));
   }
 
   #answer(call: Call, answer: { value: unknown } | { error: unknown }): void {
@@ -217,7 +270,11 @@ export class Network {
     this.broken++;
     this.#world.log(`${stub.from.name} -> ${stub.to} ${why}`);
     stub.broken ??= error;
-    for (const call of stub.underWay) this.#fail(call, error);
+    this.#letGo(stub);
+    for (const call of stub.underWay) {
+      this.#fail(call, error);
+      if (call.opens) this.#break(call.opens, error, "was not opened");
+    }
     stub.underWay.clear();
   }
 
@@ -228,10 +285,12 @@ export class Network {
   handleCrash(life: Life): void {
     for (const stub of this.#stubs) {
       if (stub.from === life) {
+        this.#letGo(stub);
         if (this.#world.faultChance(0.5)) this.#drop(stub);
       } else if (stub.to === life.name && !stub.broken) {
         const isUsed = [...stub.underWay].some((call) => call.executing === life);
-        if (isUsed || this.#world.faultChance(0.5)) this.#break(stub, errorOf("unreachable"), "has crashed");
+        if (isUsed || stub.end?.life === life || this.#world.faultChance(0.5))
+          this.#break(stub, errorOf("unreachable"), "has crashed");
       }
     }
   }
@@ -239,6 +298,7 @@ export class Network {
   /** Its caller is gone: what has not arrived does not. */
   #drop(stub: Stub): void {
     this.#stubs.delete(stub);
+    this.#letGo(stub);
     for (const call of stub.underWay) call.isOver = true;
   }
 
@@ -247,8 +307,8 @@ export class Network {
   }
 }
 
-async function execute(shell: Shell, method: string, args: unknown[]): Promise<unknown> {
-  const methods = shell as unknown as Record<string, (...args: unknown[]) => unknown>;
+async function execute(target: object, method: string, args: unknown[]): Promise<unknown> {
+  const methods = target as Record<string, (...args: unknown[]) => unknown>;
   if (typeof methods[method] !== "function") throw new TypeError(`there is no method ${method}`);
   return methods[method](...args);
 }

@@ -3,7 +3,7 @@
  * constructor runs), and ends by eviction, which leaves its sockets, or by a crash, which drops them without a word.
  */
 import { Disk } from "./disk.ts";
-import type { Call } from "./network.ts";
+import type { Call, Stub } from "./network.ts";
 import type { ServerSocket } from "./socket.ts";
 import type { Scheduled } from "./timeline.ts";
 import type { World } from "./world.ts";
@@ -130,6 +130,8 @@ export class Life {
   readonly timers = new Set<Scheduled>();
   readonly callsIn = new Set<Call>();
   readonly callsOut = new Set<Call>();
+  /** Lines that others have opened to it. */
+  readonly linesIn = new Set<Stub>();
   #outputs: (() => void)[] = [];
   #lastImmediateAt = 0;
 
@@ -160,8 +162,8 @@ export class Life {
 
   /** The runtime would let it go: nothing is under way. */
   get maySleep(): boolean {
-    const isQuiet = this.timers.size === 0 && this.callsIn.size === 0 && this.callsOut.size === 0;
-    return this.isAlive && isQuiet && !this.isRinging && !this.isWaking;
+    const calls = this.callsIn.size + this.callsOut.size + this.linesIn.size;
+    return this.isAlive && this.timers.size === 0 && calls === 0 && !this.isRinging && !this.isWaking;
   }
 
   end(): void {

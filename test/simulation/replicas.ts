@@ -155,6 +155,8 @@ export function checkEmpty(world: World): void {
 /** Nothing is under way: every object may sleep. */
 export function checkAsleep(world: World): void {
   for (const { name, life } of world.objects.values())
-    if (life && !life.maySleep)
-      world.violate(`awake: ${name} has ${life.timers.size} timers, ${life.callsIn.size + life.callsOut.size} calls`);
+    if (life && !life.maySleep) {
+      const calls = `${life.callsIn.size + life.callsOut.size} calls, ${life.linesIn.size} lines`;
+      world.violate(`awake: ${name} has ${life.timers.size} timers, ${calls}`);
+    }
 }

@@ -22,6 +22,7 @@ export interface Outcome {
   readonly turns: number;
   readonly crashes: number;
   readonly evictions: number;
+  readonly lines: number;
   readonly brokenStubs: number;
   readonly outages: number;
   readonly cuts: number;
@@ -250,6 +251,7 @@ class Scenario {
       turns: this.world.turns,
       crashes: sum(({ crashes }) => crashes),
       evictions: sum(({ evictions }) => evictions),
+      lines: this.world.network.lines,
       brokenStubs: this.world.network.broken,
       outages: this.world.network.outages.length,
       cuts: this.world.network.cuts.length,

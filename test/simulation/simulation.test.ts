@@ -33,6 +33,7 @@ for (const { shape, replay, seedsMax, guarantees } of replayed ? [replayed] : ru
       arrivals: 0,
       crashes: 0,
       evictions: 0,
+      lines: 0,
       brokenStubs: 0,
       outages: 0,
       cuts: 0,
