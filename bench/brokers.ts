@@ -9,7 +9,7 @@ import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { rmSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { connect, createServer, type AddressInfo } from "node:net";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -17,6 +17,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { startWorkerd } from "../cli/broker.ts";
 import { bundleWorker, type Bundle } from "../cli/bundle.ts";
+import { freePort } from "../test/support/port.ts";
 
 /** "bare", "gateways" and "store" are the floors, see floor/. */
 export const brokerNames = ["trellis", "mosquitto", "aedes", "bare", "gateways", "store"] as const;
@@ -193,16 +194,6 @@ async function listening(port: number): Promise<void> {
       socket.destroy();
     }
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen(0, host);
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
 }
 
 /** Debian puts mosquitto where only root looks. */

@@ -17,7 +17,6 @@
  */
 import { randomUUID } from "node:crypto";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -26,6 +25,7 @@ import type { QoS } from "mqtt-packet";
 
 import { startWorkerd } from "../cli/broker.ts";
 import { bundleWorker } from "../cli/bundle.ts";
+import { freePort } from "../test/support/port.ts";
 import { countFromNow, type Api, type CountsByNode } from "./counters.ts";
 import { CountingClient } from "./counting-client.ts";
 import { Inspector } from "./inspector.ts";
@@ -283,6 +283,7 @@ async function main(): Promise<void> {
   if (chosen.length === 0) throw new Error(`no such shape: there are ${shapes.map(({ name }) => name).join("; ")}`);
   const directory = await mkdtemp(join(tmpdir(), "trellis-counts-"));
   const token = randomUUID();
+  // workerd does not say which one it has taken.
   const inspectorPort = await freePort();
   const bundle = await bundleWorker(join(directory, "bundle"));
   const workerd = await startWorkerd({
@@ -312,15 +313,6 @@ async function main(): Promise<void> {
     await workerd.stop();
     await rm(directory, { recursive: true, force: true });
   }
-}
-
-/** workerd does not say which one it has taken. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 await main();

@@ -4,6 +4,12 @@
  */
 import { WebSocket } from "ws";
 
+export interface HeapUsage {
+  readonly usedSize: number;
+  /** Of ArrayBuffers. */
+  readonly backingStorageSize: number;
+}
+
 interface SamplingNode {
   readonly selfSize: number;
   readonly children: readonly SamplingNode[];
@@ -47,6 +53,10 @@ export class Inspector {
     this.#answers.set(id, answer);
     this.#socket.send(JSON.stringify({ id, method, params }));
     return answer.promise as Promise<T>;
+  }
+
+  heapUsage(): Promise<HeapUsage> {
+    return this.#call("Runtime.getHeapUsage");
   }
 
   /** Starts counting; gives the bytes that have been allocated on the heap since, also those that are free again. */

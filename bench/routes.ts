@@ -10,17 +10,14 @@
 // Filters are those of a fleet: commands to a device, all of a device, a device's groups of topics, the state of all
 // devices of a site, and work shared by a group.
 
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { globSync } from "node:fs";
-import { createServer } from "node:net";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { performance } from "node:perf_hooks";
 import { DatabaseSync } from "node:sqlite";
 
 import { connectAsync } from "mqtt";
-import { WebSocket } from "ws";
 
 import { startWorkerd } from "../cli/broker.ts";
 import type { RunningBroker } from "../cli/broker.ts";
@@ -28,6 +25,9 @@ import { bundleWorker } from "../cli/bundle.ts";
 import type { Bundle } from "../cli/bundle.ts";
 import { RouteTable } from "../cluster/routes.ts";
 import { parseShared } from "../mqtt/topic.ts";
+import { freePort } from "../test/support/port.ts";
+import { Inspector } from "./inspector.ts";
+import { residentKilobytesOf } from "./load/processes.ts";
 
 const nodeCount = 8;
 const nodes = Array.from({ length: nodeCount }, (_, i) => `node-${i + 1}@local.emqxcl`);
@@ -124,7 +124,7 @@ class Core {
   async wake(): Promise<Woken> {
     const broker = await this.#start();
     const { pid } = broker.process;
-    const rssBefore = await rssMb(pid!);
+    const rssBefore = rssMb(pid!);
     const startedAt = performance.now();
     const client = await connectAsync(broker.url, { clientId: "waker" });
     const message = new Promise((resolve) => client.once("message", resolve));
@@ -132,8 +132,10 @@ class Core {
     await client.publishAsync("wake/up", "", { qos: 1 });
     await message;
     const ms = performance.now() - startedAt;
-    const rss = (await rssMb(pid!)) - rssBefore;
-    const heap = await heapUsage(this.#inspectorPort);
+    const rss = rssMb(pid!) - rssBefore;
+    const inspector = await Inspector.open(this.#inspectorPort);
+    const heap = await inspector.heapUsage();
+    inspector.close();
     await client.endAsync();
     await broker.stop();
     return { ms, rssMb: rss, heapMb: heap.usedSize / 1e6, arraysMb: heap.backingStorageSize / 1e6 };
@@ -158,37 +160,8 @@ class Core {
   }
 }
 
-async function rssMb(pid: number): Promise<number> {
-  const status = await readFile(`/proc/${pid}/status`, "utf8");
-  return Number(/^VmRSS:\s*(\d+) kB/m.exec(status)?.[1]) / 1e3;
-}
-
-interface HeapUsage {
-  readonly usedSize: number;
-  /** Of ArrayBuffers. */
-  readonly backingStorageSize: number;
-}
-
-/** Over the Chrome DevTools protocol. */
-async function heapUsage(inspectorPort: number): Promise<HeapUsage> {
-  const targets = (await (await fetch(`http://127.0.0.1:${inspectorPort}/json`)).json()) as {
-    readonly webSocketDebuggerUrl: string;
-  }[];
-  const socket = new WebSocket(targets[0]!.webSocketDebuggerUrl);
-  await new Promise((resolve, reject) => socket.once("open", resolve).once("error", reject));
-  const answer = new Promise<string>((resolve) => socket.once("message", (data: Buffer) => resolve(data.toString())));
-  socket.send(JSON.stringify({ id: 1, method: "Runtime.getHeapUsage" }));
-  const { result } = JSON.parse(await answer) as { readonly result: HeapUsage };
-  socket.terminate();
-  return result;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+function rssMb(pid: number): number {
+  return (residentKilobytesOf(pid) ?? Number.NaN) / 1e3;
 }
 
 // ---- report ---------------------------------------------------------------------------------------------------------

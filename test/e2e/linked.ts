@@ -3,13 +3,13 @@
 
 import http from "node:http";
 import https from "node:https";
-import { createServer, type AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
 import { onTestFinished } from "vitest";
 
 import type { Bundle } from "../../cli/bundle.ts";
 import { startBroker, type Broker, type StartOptions } from "../support/broker.ts";
 import { startCutProxy, type CutProxy } from "../support/cut-proxy.ts";
+import { freePort } from "../support/port.ts";
 import type { Act, Outcome } from "./links-worker.ts";
 
 export const cookie = "a-cookie-of-the-tests";
@@ -80,14 +80,6 @@ export async function start({ env, links, ...options }: DeployOptions): Promise<
       await proxy.close();
     },
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 function post(url: string, body: string): Promise<string> {
