@@ -221,7 +221,7 @@ export class Network {
     const { opens: line } = call;
     if (line) {
       line.end = { life, target: value as object };
-      if (!line.broken) life.linesIn.add(line);
+      if (!line.broken && line.from.isAlive) life.linesIn.add(line);
     }
     life.output(() => this.#answer(call, { value: copy(value) }));
   }

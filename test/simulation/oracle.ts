@@ -311,7 +311,12 @@ function checkWills(world: World, ledger: Ledger, connections: readonly Connecti
     // A server that has not missed the client yet does when it comes back, or some time later.
     const isSplit = world.splits.during(leftAt, leftAt + delayMs + willSlackMs).length > 0;
     const isMissed = (asked?.askedAt ?? world.now) > overAt + delayMs + willSlackMs;
-    const must = left !== "disconnect" && (isMissed || (delayMs === 0 && asked !== undefined));
+    // Of a connection that the client has given up the CONNECT may come last: the session goes on there.
+    const isOvertaken = connections
+      .slice(0, index)
+      .some((each) => each.at === undefined && (each.wire.overAtServerAt ?? Infinity) > overAt);
+    const isOver = isMissed && !isOvertaken;
+    const must = left !== "disconnect" && (isOver || (delayMs === 0 && asked !== undefined));
     for (const { session, filter, qos, since, until } of ledger.sessions.flatMap(({ interests }) => interests)) {
       const hasCome = session.arrivals.some((arrival) => arrival.name === name);
       const isWatching =
