@@ -6,6 +6,9 @@ import { defineConfig } from "vitest/config";
 //   runtime  inside workerd, next to the Durable Objects: eviction, alarms, storage.
 //   e2e      in Node, real clients against a real broker (`workerd serve`).
 //   chaos    the same, while the broker is killed again and again.
+// A busy machine fails no test: what cannot come within these times does not come. ms.
+const patient = { testTimeout: 60_000, hookTimeout: 60_000, expect: { poll: { timeout: 20_000 } } };
+
 export default defineConfig({
   test: {
     projects: [
@@ -13,6 +16,7 @@ export default defineConfig({
         // The simulation runs the Durable Object classes in Node.
         resolve: { alias: { "cloudflare:workers": `${import.meta.dirname}/test/simulation/cloudflare-workers.ts` } },
         test: {
+          ...patient,
           name: "pure",
           include: ["test/**/*.test.ts"],
           exclude: ["test/runtime/**", "test/e2e/**", "test/chaos/**"],
@@ -27,6 +31,7 @@ export default defineConfig({
           }),
         ],
         test: {
+          ...patient,
           name: "runtime",
           include: ["test/runtime/**/*.test.ts"],
           // mqtt-packet is CommonJS; Vite's optimizer turns it into something workerd can import.
@@ -35,14 +40,13 @@ export default defineConfig({
       },
       {
         test: {
+          ...patient,
           name: "e2e",
           include: ["test/e2e/**/*.test.ts"],
           globalSetup: ["test/support/bundle.ts"],
           // After the others; the clients mostly wait, so more files at once than there are spare cores.
           sequence: { groupOrder: 1 },
           maxWorkers: 2,
-          testTimeout: 30_000,
-          hookTimeout: 60_000,
         },
       },
       {

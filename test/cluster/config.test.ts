@@ -323,7 +323,7 @@ describe("settings", () => {
   });
 
   // Loading wrangler takes seconds.
-  it("have in wrangler.toml the values that they have without it", { timeout: 60_000 }, async () => {
+  it("have in wrangler.toml the values that they have without it", async () => {
     const { unstable_readConfig } = await import("wrangler");
     const config: { vars: Record<string, unknown> } = unstable_readConfig({ config: "wrangler.toml" });
     expect(Object.keys(config.vars)).toEqual(expect.arrayContaining(["cluster", "mqtt", "node", "ssl_options"]));

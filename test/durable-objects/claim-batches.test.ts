@@ -3,6 +3,7 @@ import { describe, expect, test, vi } from "vitest";
 import { ClaimBatches } from "../../durable-objects/node/claim-batches.ts";
 import type { GrantedClaim } from "../../durable-objects/rpc.ts";
 import { limits } from "../../mqtt/limits.ts";
+import { patience } from "../support/patience.ts";
 
 /** A core that numbers claims; its calls are written down, and answered when the test says so. */
 class Core {
@@ -61,7 +62,7 @@ describe("claims", () => {
     const [a, b] = [core.batches.claim("a"), core.batches.claim("b")];
     await turn();
     const later = ["c", "d"].map((clientId) => core.batches.claim(clientId));
-    await vi.waitUntil(() => core.calls.length === 2, { interval: 5 });
+    await vi.waitUntil(() => core.calls.length === 2, patience);
     expect(core.calls).toEqual(["a b", "c d"]);
     await core.answer();
     await core.answer();

@@ -442,7 +442,7 @@ test("after a crash everything is there as before, and clients that have gone ar
   await survivor.subscribe("survivor/t", { qos: 1 });
   await broker.restart();
   await expect
-    .poll(() => get<ClientInfo>("/clients/survivor"), { timeout: 10_000 })
+    .poll(() => get<ClientInfo>("/clients/survivor"))
     .toMatchObject({ connected: false, subscriptions_cnt: 1 });
   expect(await get("/topics/survivor%2Ft")).toEqual([{ topic: "survivor/t", node: slot(0) }]);
   const { data } = await get<List<SubscriptionInfo>>("/subscriptions?clientid=survivor");

@@ -15,6 +15,7 @@ import { rpcVersion } from "../../durable-objects/rpc.ts";
 import { deploy as deployLinked, start, type Deployment, type DeployOptions } from "./linked.ts";
 import type { Act, Outcome } from "./links-worker.ts";
 import { Stranger } from "./stranger.ts";
+import { patience } from "../support/patience.ts";
 
 let directory: string;
 let bundle: Bundle;
@@ -316,7 +317,7 @@ describe("both sides dial at once", () => {
       const named = expect.stringMatching(/^core@/);
       for (const outcome of await Promise.all([a.call(b, "caller"), b.call(a, "caller"), a.call(b, "caller")]))
         expect(outcome).toMatchObject("error" in outcome ? { name: "LinkError", reason: lost } : { answer: named });
-      await vi.waitFor(() => expect(a.proxy.connections() + b.proxy.connections()).toBe(1));
+      await vi.waitFor(() => expect(a.proxy.connections() + b.proxy.connections()).toBe(1), patience);
       const kept = [a.proxy.connections(), b.proxy.connections()];
       for (let i = 0; i < 3; i++) {
         expect(await a.call(b, "caller")).toEqual({ answer: a.core });
@@ -324,7 +325,7 @@ describe("both sides dial at once", () => {
       }
       expect([a.proxy.connections(), b.proxy.connections()]).toEqual(kept);
       for (const one of [a, b]) await one.act({ act: "close", peer: one === a ? b.core : a.core });
-      await vi.waitFor(() => expect(a.proxy.connections() + b.proxy.connections()).toBe(0));
+      await vi.waitFor(() => expect(a.proxy.connections() + b.proxy.connections()).toBe(0), patience);
     }
     expect(a.lines("link_refused")).toEqual([]);
   });

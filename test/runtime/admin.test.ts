@@ -18,6 +18,7 @@ import {
   subscribe,
 } from "./conversation.ts";
 import { cut, heal, inject, useFaults } from "./faults.ts";
+import { patience } from "../support/patience.ts";
 
 // Each sleep waits until the node has nothing to write: about a second.
 vi.setConfig({ testTimeout: 20_000 });
@@ -84,7 +85,7 @@ describe("a node that sleeps", () => {
     await client.expect("disconnect", { reasonCode: 0x98 });
     await client.expectClosed();
     expect(await core().client(`${node}-k`)).toEqual({ found: undefined, silent: [] });
-    await vi.waitUntil(async () => (await claims(`${node}-k`)).length === 0);
+    await vi.waitUntil(async () => (await claims(`${node}-k`)).length === 0, patience);
     expect((await core().topics({ topic: `${node}/t` }, all)).items).toEqual([]);
   });
 });
@@ -173,13 +174,13 @@ describe("a kick", () => {
       return call();
     });
     const moving = await knock(next, { ...durable, clientId });
-    await vi.waitUntil(() => isAsked);
+    await vi.waitUntil(() => isAsked, patience);
     expect(await core().kick(clientId)).toEqual({ found: true, silent: [] });
     goOn();
     heal(old);
     await moving.expect("connack", { reasonCode: 0, sessionPresent: false });
     expect((await core().client(clientId)).found).toMatchObject({ node: next, subscriptions_cnt: 0 });
-    await vi.waitUntil(async () => (await core().clients(old, all)).count === 0);
+    await vi.waitUntil(async () => (await core().clients(old, all)).count === 0, patience);
     expect((await core().topics({ topic: `${old}/t` }, all)).items).toEqual([]);
     await moving.drop();
   });

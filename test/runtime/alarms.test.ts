@@ -19,6 +19,7 @@ import {
   sleep,
   subscribe,
 } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 20_000 });
 
@@ -107,7 +108,7 @@ describe("keep-alive [MQTT-3.1.2-22]", () => {
       await publishAndWait(publisher, "alarms/acknowledged", payload);
       const { messageId } = await client.expectMessage(payload);
       client.send({ cmd: "puback", messageId: messageId! });
-      await vi.waitUntil(async () => (await checkpointOf(node, client.clientId)).inflight.length === 0);
+      await vi.waitUntil(async () => (await checkpointOf(node, client.clientId)).inflight.length === 0, patience);
       await sleepFor(node, 50);
     }
     await client.expectNothing();
@@ -203,7 +204,7 @@ describe("the will's delay [MQTT-3.1.3-9]", () => {
     await crash(node);
     // The node hears of its crash when something wakes it.
     await converse(node);
-    await vi.waitUntil(async () => (await secondsToAlarm(node)) === 30);
+    await vi.waitUntil(async () => (await secondsToAlarm(node)) === 30, patience);
     await watcher.expectNothing();
     await sleepFor(node, 31);
     await watcher.expectMessage("gone");
@@ -244,13 +245,13 @@ describe("session expiry [MQTT-3.1.2-23]", () => {
     await sleepFor(node, 1);
     for (const table of ["session", "connection", "subscription", "queue"])
       expect(await rows(node, `SELECT count(*) AS n FROM ${table}`)).toEqual([{ n: 0 }]);
-    await vi.waitUntil(async () => (await rows(node, "SELECT 1 FROM log")).length === 0);
+    await vi.waitUntil(async () => (await rows(node, "SELECT 1 FROM log")).length === 0, patience);
     publisher.send(publish(topic, "3", 1, { messageId: 3 }));
     await publisher.expect("puback", { messageId: 3, reasonCode: 0x10 });
     await vi.waitUntil(async () => {
       const claims = await rows(coreName, "SELECT 1 FROM claim WHERE client_id = ?", client.clientId);
       return claims.length === 0;
-    });
+    }, patience);
     expect(await secondsToAlarm(node)).toBeUndefined();
     await ring(node);
   });
@@ -352,7 +353,7 @@ test("a real alarm wakes a node that sleeps", async () => {
   await sleep(node);
   await vi.waitUntil(
     async () => (await rows(coreName, "SELECT 1 FROM claim WHERE client_id = ?", client.clientId)).length === 0,
-    { timeout: 5_000, interval: 50 },
+    patience,
   );
   expect(await secondsToAlarm(node)).toBeUndefined();
 });

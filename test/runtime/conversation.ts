@@ -16,13 +16,11 @@ import type { IConnackPacket, IConnectPacket, IPublishPacket, ISubscription, Pac
 import { expect, vi } from "vitest";
 import { Checkpoints } from "../../durable-objects/node/checkpoints.ts";
 import type { Checkpoint } from "../../mqtt/session.ts";
+import { patience } from "../support/patience.ts";
 
 type PacketOf<C extends PacketCmd> = Extract<Packet, { cmd: C }>;
 
 const env = bindings as unknown as Env;
-
-/** How long a test waits for what must come, in ms. */
-const patienceMs = 10_000;
 
 export interface Conversation {
   /** The session's client id. */
@@ -85,7 +83,7 @@ export async function knock(node: string, { version = 5, ...fields }: ConnectFie
   socket.accept();
 
   const until = (what: string, condition: () => boolean): Promise<unknown> =>
-    vi.waitUntil(condition, { timeout: patienceMs, interval: 2 }).catch(() => {
+    vi.waitUntil(condition, { ...patience, interval: 2 }).catch(() => {
       throw new Error(`waited for ${what}, and ${closed ? "the connection was closed" : "nothing came"}`);
     });
   const close = (): void => {
@@ -139,10 +137,7 @@ export async function knock(node: string, { version = 5, ...fields }: ConnectFie
     },
     async drop() {
       close();
-      await vi.waitUntil(() => sessionRow(node, connect.clientId).then((row) => row?.connected !== 1), {
-        timeout: patienceMs,
-        interval: 10,
-      });
+      await vi.waitUntil(() => sessionRow(node, connect.clientId).then((row) => row?.connected !== 1), patience);
     },
   };
   conversation.send(connect);

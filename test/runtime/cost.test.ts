@@ -16,6 +16,7 @@ import {
   subscribe,
 } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 20_000 });
 
@@ -147,47 +148,43 @@ describe("rows written", () => {
     expect(await onNode()).toEqual({ reserved: 1, checkpoint: 1 });
   });
 
-  test(
-    "for QoS 1 to 1,000 durable sessions: at most 4 until PUBACK, and a checkpoint for all PUBACKs",
-    { timeout: 60_000 },
-    async () => {
-      const node = newNode();
-      const topic = `cost/${node}`;
-      const publisher = await converse(newNode());
-      const clients: Conversation[] = [];
-      while (clients.length < 1000) {
-        const some = await Promise.all(Array.from({ length: 20 }, () => converse(node, durable)));
-        await Promise.all(some.map((client) => subscribe(client, topic)));
-        clients.push(...some);
-      }
-      await sleep(node);
-      // What a node counts itself says the same.
-      const counted = async () => (await nodeStub(node).stats()).metrics["rows.written"]!;
-      const onNode = await watchRows(node);
-      // However slow the machine is, no row of checkpoints is written twice within this time.
-      const looksSince = (at: number): number => Math.floor((Date.now() - at) / limits.checkpointDelayMs);
-      const before = await counted();
-      const publishedAt = Date.now();
-      publisher.send(publish(topic, "1", 1, { messageId: 1 }));
-      await publisher.expect("puback", { reasonCode: 0 });
-      const atPuback = (await counted()) - before;
-      expect(atPuback).toBeLessThanOrEqual(4 + 8 * looksSince(publishedAt));
-      // Neighbours share a row that says what was sent and is not acknowledged.
-      expect(await onNode()).toEqual({ reserved: 1, log: 1, checkpoint: 8 });
-      const ids: number[] = [];
-      for (const client of clients) ids.push((await client.expectMessage("1")).messageId!);
-      const acknowledged = await watchRows(node);
-      const acknowledgedAt = Date.now();
-      for (const [index, client] of clients.entries()) client.send({ cmd: "puback", messageId: ids[index]! });
-      for (const client of clients) await client.expectNothing();
-      // The clients do not answer all at once: some rows are written at two looks.
-      const looks = looksSince(acknowledgedAt) + 2;
-      const { checkpoint, ...rest } = await acknowledged();
-      expect(checkpoint).toBeLessThanOrEqual(8 * looks);
-      // The message goes when nobody needs it any more.
-      expect(rest).toEqual({ log: 1 });
-    },
-  );
+  test("for QoS 1 to 1,000 durable sessions: at most 4 until PUBACK, and a checkpoint for all PUBACKs", async () => {
+    const node = newNode();
+    const topic = `cost/${node}`;
+    const publisher = await converse(newNode());
+    const clients: Conversation[] = [];
+    while (clients.length < 1000) {
+      const some = await Promise.all(Array.from({ length: 20 }, () => converse(node, durable)));
+      await Promise.all(some.map((client) => subscribe(client, topic)));
+      clients.push(...some);
+    }
+    await sleep(node);
+    // What a node counts itself says the same.
+    const counted = async () => (await nodeStub(node).stats()).metrics["rows.written"]!;
+    const onNode = await watchRows(node);
+    // However slow the machine is, no row of checkpoints is written twice within this time.
+    const looksSince = (at: number): number => Math.floor((Date.now() - at) / limits.checkpointDelayMs);
+    const before = await counted();
+    const publishedAt = Date.now();
+    publisher.send(publish(topic, "1", 1, { messageId: 1 }));
+    await publisher.expect("puback", { reasonCode: 0 });
+    const atPuback = (await counted()) - before;
+    expect(atPuback).toBeLessThanOrEqual(4 + 8 * looksSince(publishedAt));
+    // Neighbours share a row that says what was sent and is not acknowledged.
+    expect(await onNode()).toEqual({ reserved: 1, log: 1, checkpoint: 8 });
+    const ids: number[] = [];
+    for (const client of clients) ids.push((await client.expectMessage("1")).messageId!);
+    const acknowledged = await watchRows(node);
+    const acknowledgedAt = Date.now();
+    for (const [index, client] of clients.entries()) client.send({ cmd: "puback", messageId: ids[index]! });
+    for (const client of clients) await client.expectNothing();
+    // The clients do not answer all at once: some rows are written at two looks.
+    const looks = looksSince(acknowledgedAt) + 2;
+    const { checkpoint, ...rest } = await acknowledged();
+    expect(checkpoint).toBeLessThanOrEqual(8 * looks);
+    // The message goes when nobody needs it any more.
+    expect(rest).toEqual({ log: 1 });
+  });
 
   test("for QoS 0, PINGREQ and publishing at QoS 1: none", async () => {
     const node = newNode();
@@ -245,7 +242,7 @@ describe("[G7] timers", () => {
 
   /** What holds an object longer than it takes to write is left over. */
   async function expectQuiet(): Promise<void> {
-    await vi.waitUntil(() => pending.size === 0, { timeout: 3_000, interval: 20 }).catch(() => {});
+    await vi.waitUntil(() => pending.size === 0, patience).catch(() => {});
     expect([...pending.values()]).toEqual([]);
   }
 

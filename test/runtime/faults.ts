@@ -4,6 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, vi } from "vitest";
 import { BrokerNode } from "../../durable-objects/node/broker-node.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { coreName, rows } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 /** Makes the call, or does not, and says what comes of it. */
 type Fault = (call: () => Promise<unknown>, name: string) => Promise<unknown>;
@@ -85,5 +86,5 @@ export async function untilDrained(node: string): Promise<void> {
       (parked) => parked === 0,
       () => false,
     );
-  await vi.waitUntil(isDrained, { timeout: 20_000, interval: 20 });
+  await vi.waitUntil(isDrained, patience);
 }

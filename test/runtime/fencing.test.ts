@@ -18,6 +18,7 @@ import {
 } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
 import { cut, cutForward, heal, inject, parkedFor, untilDrained, useFaults } from "./faults.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 30_000 });
 useFaults();
@@ -134,7 +135,7 @@ describe("[G4] the old node cannot be reached", () => {
     expect(taken.connack.sessionPresent).toBe(false);
     await taken.leave();
     const released = "SELECT 1 FROM claim WHERE client_id = ?";
-    await vi.waitUntil(async () => (await rows(coreName, released, clientId)).length === 0);
+    await vi.waitUntil(async () => (await rows(coreName, released, clientId)).length === 0, patience);
     const back = await converse(old, { ...durable, clientId });
     expect(back.connack.sessionPresent).toBe(false);
     await expectEnded(client);
@@ -159,8 +160,8 @@ describe("[G4] the old node cannot be reached", () => {
       return result;
     });
     await knock(old, { ...durable, clientId });
-    await vi.waitUntil(() => claims > 0);
-    await vi.waitUntil(async () => (await sessionRow(old, clientId))?.connected === 0);
+    await vi.waitUntil(() => claims > 0, patience);
+    await vi.waitUntil(async () => (await sessionRow(old, clientId))?.connected === 0, patience);
     cutForward(old);
     const third = newNode();
     const back = await converse(third, { ...durable, clientId });
@@ -230,7 +231,7 @@ describe("[G4] the old node cannot be reached", () => {
       return result;
     });
     await knock(taker, { ...durable, clientId });
-    await vi.waitUntil(() => crashed, { timeout: 5_000 });
+    await vi.waitUntil(() => crashed, patience);
     if (when === "behind" && victim === "taker") {
       const [claim] = await rows<{ holders: string }>(
         coreName,
@@ -244,7 +245,7 @@ describe("[G4] the old node cannot be reached", () => {
     // The taker may have let the client in before; the session that is there is a new one in any case.
     expect(await rows(third, "SELECT filter FROM subscription")).toEqual([]);
     heal(old);
-    await vi.waitUntil(async () => (await sessionRow(old, clientId)) === undefined, { timeout: 5_000 });
+    await vi.waitUntil(async () => (await sessionRow(old, clientId)) === undefined, patience);
     await expectEnded(client);
     await back.expectNothing();
     for (const node of [taker, third]) await sleep(node);

@@ -29,6 +29,7 @@ import {
   type ConnectFields,
   type Conversation,
 } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 20_000 });
 
@@ -88,7 +89,7 @@ async function counted(node: string, metric: MetricName): Promise<number> {
 
 /** What is written behind is on disk a little later. */
 async function eventually<T>(read: () => Promise<T>, expected: T): Promise<void> {
-  await vi.waitFor(async () => expect(await read()).toEqual(expected), { timeout: 5_000, interval: 20 });
+  await vi.waitFor(async () => expect(await read()).toEqual(expected), patience);
 }
 
 /** Until what is written behind has been written: a node put to sleep in that very turn would lose it. */
@@ -577,15 +578,11 @@ describe("[G7] memory is a cache:", () => {
     return reads;
   }
 
-  test(
-    "a node with 10,000 sleeping sessions reads as much for one client as one with ten",
-    { timeout: 60_000 },
-    async () => {
-      const [few, many] = [await readsBeside(10), await readsBeside(10_000)];
-      expect(many).toEqual(few);
-      for (const rowsRead of Object.values(many)) expect(rowsRead).toBeLessThan(100);
-    },
-  );
+  test("a node with 10,000 sleeping sessions reads as much for one client as one with ten", async () => {
+    const [few, many] = [await readsBeside(10), await readsBeside(10_000)];
+    expect(many).toEqual(few);
+    for (const rowsRead of Object.values(many)) expect(rowsRead).toBeLessThan(100);
+  });
 });
 
 /** Takes all that comes, and ends every exchange. @returns the payloads, in order. */
@@ -741,7 +738,7 @@ describe("[G1] what a node publishes itself at QoS 2 comes once,", () => {
   /** Each look wakes the node. */
   async function untilNothingIsOwn(node: string, crashesLeft: () => number): Promise<void> {
     const left = (): Promise<number> => count(node, "own").catch(() => 1);
-    await vi.waitUntil(async () => (await left()) === 0 && crashesLeft() === 0, { timeout: 10_000, interval: 50 });
+    await vi.waitUntil(async () => (await left()) === 0 && crashesLeft() === 0, patience);
   }
 
   test.for(crashes)("a will, though the $victim crashes twice $when its route", async (moment) => {
@@ -779,8 +776,8 @@ describe("[G1] what a node publishes itself at QoS 2 comes once,", () => {
     const crashesLeft = crashAtRoute(home, { victim: "node", when: "before" }, 2);
     client.send({ cmd: "disconnect", reasonCode: 4 });
     for (const left of [1, 0]) {
-      await vi.waitUntil(() => crashesLeft() === left);
-      await vi.waitUntil(() => runDurableObjectAlarm(nodeStub(home)).catch(() => false));
+      await vi.waitUntil(() => crashesLeft() === left, patience);
+      await vi.waitUntil(() => runDurableObjectAlarm(nodeStub(home)).catch(() => false), patience);
     }
     await watcher.expectMessage("gone");
   });

@@ -7,6 +7,7 @@ import { limits } from "../../mqtt/limits.ts";
 import { converse, coreName, crash, durable, newNode, publish, publishAndWait, subscribe } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
 import { cut, heal, inject, parkedFor, untilDrained, useFaults } from "./faults.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 30_000 });
 
@@ -172,7 +173,7 @@ test("[G1] an overloaded node holds acknowledgements, for as long as it is", asy
   });
   publisher.send(publish(topic, "1", 1, { messageId: 1 }));
   // Longer than an unreachable node would be tried.
-  await vi.waitUntil(() => calls > limits.attemptsMax, { timeout: 10_000 });
+  await vi.waitUntil(() => calls > limits.attemptsMax, patience);
   publisher.send(publish(topic, "QoS 0"));
   await publisher.expectNothing();
   expect(await parkedFor(node)).toBe(0);
@@ -194,7 +195,7 @@ test("[G1] [G2] a core that cannot be reached holds acknowledgements, in order",
     return isUp ? route.apply(this, args) : Promise.reject(new Error("cut"));
   });
   publisher.send(publish(topic, "1", 1, { messageId: 1 }));
-  await vi.waitUntil(() => calls > limits.attemptsMax, { timeout: 10_000 });
+  await vi.waitUntil(() => calls > limits.attemptsMax, patience);
   publisher.send(publish(topic, "2", 1, { messageId: 2 }));
   await publisher.expectNothing();
   isUp = true;

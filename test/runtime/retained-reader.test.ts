@@ -10,6 +10,7 @@ import type { Message } from "../../mqtt/message.ts";
 import { messageIdOf } from "../../mqtt/message-id-set.ts";
 import { converse, coreStub, durable, newNode, publish, subscribe } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 20_000 });
 
@@ -173,7 +174,7 @@ test("a read that the core did not answer is made again, for those who are still
   const [stays, leaves] = [await converse(node), await converse(node)];
   await subscribe(stays, "failed/1", { qos: 0 });
   await subscribe(leaves, "failed/+", { qos: 0 });
-  await vi.waitUntil(() => asked.length === 4, { timeout: 5_000 });
+  await vi.waitUntil(() => asked.length === 4, patience);
   await leaves.leave();
   fault = async () => {};
   await stays.expectMessage("failed/1");

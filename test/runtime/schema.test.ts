@@ -24,6 +24,7 @@ import {
   subscribe,
 } from "./conversation.ts";
 import { countedSql } from "./counted-sql.ts";
+import { patience } from "../support/patience.ts";
 
 const env = bindings as unknown as Env;
 
@@ -487,7 +488,7 @@ describe("a node", () => {
     expect(await sessionRow(node, transient)).toBeUndefined();
     expect(await rows(node, "SELECT * FROM connection")).toEqual([]);
     const routes = () => rows(coreName, "SELECT members FROM route WHERE key = ?", `${topic}/c`);
-    await vi.waitUntil(async () => (await routes()).length === 0);
+    await vi.waitUntil(async () => (await routes()).length === 0, patience);
     expect((await sessionRow(node, lost))!.expires_at).toBeGreaterThan(Date.now());
     expect((await sessionRow(node, away))!.expires_at).toBe(later);
     const client = await comeBack(node, lost);

@@ -18,6 +18,7 @@ import {
   sleep,
   subscribe,
 } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 // Each sleep waits until the node has nothing to write: about a second.
 vi.setConfig({ testTimeout: 20_000 });
@@ -318,7 +319,7 @@ async function untilMembers(node: string, key: string, count: number): Promise<v
   const read = () =>
     rows<{ members: number }>(coreName, "SELECT members FROM route WHERE key = ? AND node = ?", key, node);
   await vi
-    .waitUntil(async () => (await read())[0]?.members === count)
+    .waitUntil(async () => (await read())[0]?.members === count, patience)
     .catch(async () => expect(await read()).toEqual([{ members: count }]));
 }
 
@@ -386,8 +387,11 @@ describe("a session that disk calls connected and that has no socket", () => {
     await other.expectNothing();
     expect(await sessionRow(node, lost.clientId)).toBeUndefined();
     expect(await countRows(node, "subscription", "filter = ?", `${topic}/1`)).toBe(0);
-    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", `${topic}/1`)) === 0);
-    await vi.waitUntil(async () => (await countRows(coreName, "claim", "client_id = ?", lost.clientId)) === 0);
+    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", `${topic}/1`)) === 0, patience);
+    await vi.waitUntil(
+      async () => (await countRows(coreName, "claim", "client_id = ?", lost.clientId)) === 0,
+      patience,
+    );
   });
 
   test.concurrent("durable: its will is published, and it waits for its client", async () => {
@@ -429,7 +433,10 @@ describe("nothing is left behind", () => {
       { cmd: "disconnect", reasonCode: 0 },
     );
     await client.expectClosed();
-    await vi.waitUntil(async () => (await countRows(coreName, "claim", "client_id = ?", client.clientId)) === 0);
+    await vi.waitUntil(
+      async () => (await countRows(coreName, "claim", "client_id = ?", client.clientId)) === 0,
+      patience,
+    );
     await sleep(node);
     expect(await countRows(node, "subscription", "true")).toBe(0);
     // Another client, whose session gets the same number.
@@ -455,7 +462,7 @@ describe("nothing is left behind", () => {
       return answer;
     });
     client.send({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos: 1 }] });
-    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 1);
+    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 1, patience);
     // More than its window, and what is held in memory of a queue.
     const payloads = Array.from({ length: 32 + limits.mqueueLoadedMax + 2 }, (_, index) => String(index));
     await publishAndWait(other, topic, ...payloads);
@@ -464,7 +471,10 @@ describe("nothing is left behind", () => {
     await client.expectClosed();
     answered.resolve();
     held.mockRestore();
-    await vi.waitUntil(async () => (await countRows(coreName, "claim", "client_id = ?", client.clientId)) === 0);
+    await vi.waitUntil(
+      async () => (await countRows(coreName, "claim", "client_id = ?", client.clientId)) === 0,
+      patience,
+    );
     await sleep(node);
     expect(await countRows(node, "queue", "true")).toBe(0);
   });
@@ -491,11 +501,11 @@ describe("nothing is left behind", () => {
     const clean = await converse(node, { clientId: client.clientId });
     expect(clean.connack.sessionPresent).toBe(false);
     await clean.leave();
-    await vi.waitUntil(async () => (await sessionRow(node, client.clientId)) === undefined);
+    await vi.waitUntil(async () => (await sessionRow(node, client.clientId)) === undefined, patience);
     for (const table of ["session", "connection", "subscription", "queue"])
       expect(await countRows(node, table, "true")).toBe(0);
-    await vi.waitUntil(async () => (await countRows(node, "log", "true")) === 0);
-    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 0);
+    await vi.waitUntil(async () => (await countRows(node, "log", "true")) === 0, patience);
+    await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 0, patience);
   });
 });
 

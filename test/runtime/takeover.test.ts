@@ -16,6 +16,7 @@ import {
   sleep,
   subscribe,
 } from "./conversation.ts";
+import { patience } from "../support/patience.ts";
 
 vi.setConfig({ testTimeout: 30_000 });
 
@@ -68,7 +69,7 @@ describe("[G1] [G4] nothing is lost when it crashes", () => {
     const victims = { giver, taker, core: coreName };
     const crashed = once(call, when, () => crash(victims[victim]));
     await knock(taker, { ...durable, clientId });
-    await vi.waitUntil(crashed, { timeout: 3_000 });
+    await vi.waitUntil(crashed, patience);
     await publishAndWait(publisher, topic, "4");
 
     // The client tries again until it is let in, as clients do.
@@ -95,7 +96,7 @@ describe("[G1] [G4] nothing is lost when it crashes", () => {
     // One session in the whole cluster, and nothing is left of the other.
     await sleep(taker);
     const sessions = "SELECT client_id FROM session WHERE client_id = ?";
-    await vi.waitUntil(async () => (await rows(giver, sessions, clientId)).length === 0, { timeout: 3_000 });
+    await vi.waitUntil(async () => (await rows(giver, sessions, clientId)).length === 0, patience);
     expect(await rows(taker, sessions, clientId)).toHaveLength(1);
     for (const node of [giver, taker]) {
       const orphans = await rows(node, "SELECT session FROM queue WHERE session NOT IN (SELECT id FROM session)");
@@ -132,9 +133,9 @@ test("a node crashes behind SUBSCRIBE: the core does not keep a route that nobod
   client.send({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos: 1 }] });
   const hasRoute = async (): Promise<boolean> =>
     (await rows(coreName, "SELECT 1 FROM route WHERE key = ?", topic)).length > 0;
-  await vi.waitUntil(hasRoute);
+  await vi.waitUntil(hasRoute, patience);
   await crash(node);
   publisher.send(publish(topic, "1", 1, { messageId: 1 }));
   await publisher.expect("puback");
-  await vi.waitUntil(async () => !(await hasRoute()));
+  await vi.waitUntil(async () => !(await hasRoute()), patience);
 });

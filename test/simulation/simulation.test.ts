@@ -62,7 +62,7 @@ test.each([
   { seed: 605, what: "[G1] what comes again while a session moves comes to it once" },
   { seed: 824, what: "[G1] a giver leaves its share groups when the taker is in them" },
   { seed: 518, what: "a node that was down when its core fell asleep is found to be there again" },
-])("$what (seed $seed)", { timeout: 60_000 }, async ({ seed }) => {
+])("$what (seed $seed)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false, shape: "one core" })).violations).toEqual([]);
 });
 
@@ -75,11 +75,11 @@ test.each<{ seed: number; what: string }>([
     what: "[G4] of two claims with one number, by cores that were cut from each other, neither waits for the other",
   },
   { seed: 3027, what: "[G1] a core that wakes says that a node has everything only when it has met the others" },
-])("$what (seed $seed, several cores)", { timeout: 60_000 }, async ({ seed }) => {
+])("$what (seed $seed, several cores)", async ({ seed }) => {
   expect((await simulate(seed, { traces: false, shape: "several cores" })).violations).toEqual([]);
 });
 
-test("a seed is the same run again", { timeout: 60_000 }, async () => {
+test("a seed is the same run again", async () => {
   const [first, second] = [
     await simulate(3, { traces: true, shape: "one core" }),
     await simulate(3, { traces: true, shape: "one core" }),

@@ -15,9 +15,7 @@ import type { IConnackPacket, IConnectPacket, IPublishPacket, Packet, PacketCmd,
 import { expect, onTestFinished } from "vitest";
 import { WebSocket } from "ws";
 import type { ClientOptions } from "ws";
-
-/** How long a test waits for what must come. */
-const patienceMs = 10_000;
+import { patience } from "./patience.ts";
 
 /** "node-1@local.emqxcl": a node of the default cluster. */
 export function slot(number: number): string {
@@ -62,10 +60,10 @@ class Inbox<T> {
 
 /** The promise, or an error when patience is over. */
 async function soon<T>(promise: Promise<T>): Promise<T> {
-  const error = new Error(`nothing came within ${patienceMs / 1000} s`);
+  const error = new Error(`nothing came within ${patience.timeout / 1000} s`);
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(error), patienceMs);
+    timer = setTimeout(() => reject(error), patience.timeout);
   });
   try {
     return await Promise.race([promise, late]);

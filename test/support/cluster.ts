@@ -10,6 +10,7 @@
 
 import { spawn } from "node:child_process";
 import { join } from "node:path";
+import type { IClientOptions } from "mqtt";
 import { expect, onTestFailed, onTestFinished, vi } from "vitest";
 
 import { startBroker, type Broker } from "./broker.ts";
@@ -208,6 +209,6 @@ export async function whenRoutesAgree(...deployments: readonly Deployment[]): Pr
 }
 
 /** A client whose session outlives its connection. */
-export function connectDurable(url: string, clientId: string): Promise<Client> {
-  return connect(url, { clientId, clean: false, properties: { sessionExpiryInterval: 3600 } });
+export function connectDurable(url: string, clientId: string, options: IClientOptions = {}): Promise<Client> {
+  return connect(url, { clientId, clean: false, properties: { sessionExpiryInterval: 3600 }, ...options });
 }

@@ -23,6 +23,7 @@ import {
   type PeerRpc,
 } from "../../../durable-objects/rpc.ts";
 import { Disk } from "../../simulation/disk.ts";
+import { patience } from "../../support/patience.ts";
 
 type Variables = Readonly<Record<string, string>>;
 
@@ -34,7 +35,7 @@ export const [n, m] = ["node-0@wnam.emqxcl", "node-0@weur.emqxcl"] as const;
 
 export const of = (...names: string[]): Variables => ({ TRELLIS_CLUSTER__CORE_NODES: names.join(",") });
 
-export const eventually = (check: () => unknown) => vi.waitFor(check, { timeout: 12_000, interval: 5 });
+export const eventually = (check: () => unknown) => vi.waitFor(check, { ...patience, interval: 5 });
 
 /** What must happen without anybody's help has happened by then. */
 export const aWhile = () => wait(50);

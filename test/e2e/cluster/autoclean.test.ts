@@ -87,7 +87,7 @@ test("cluster.autoclean = 0s: who is gone is waited for", { timeout }, async () 
   await onA.publish("to/b", "meanwhile", { qos: 1 });
   await whenSeen([a], { stopped: [b] });
   // The alarm of a core that cleans would ring within this time, and twice.
-  await expect.poll(() => a.events("core_not_met").length, { timeout: 20_000 }).toBeGreaterThan(2);
+  await expect.poll(() => a.events("core_not_met").length).toBeGreaterThan(2);
   await whenSeen([a], { stopped: [b] });
   expect(await routesOf(a)).toEqual([`to/b -> ${b.node(0)}`]);
   await b.broker.restart();

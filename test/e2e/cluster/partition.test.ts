@@ -123,7 +123,7 @@ test(
   },
 );
 
-test("two deployments that were apart are one again", { timeout: 60_000 }, async () => {
+test("two deployments that were apart are one again", async () => {
   const [a, b] = await startCluster(2);
   const clients = await connectToEach([a, b]);
   cut([a], [b]);
@@ -136,22 +136,16 @@ test("two deployments that were apart are one again", { timeout: 60_000 }, async
   await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
 });
 
-test(
-  "[G8] cluster.autoheal = false: nobody restarts, and the routes are those of the nodes all the same",
-  {
-    timeout: 60_000,
-  },
-  async () => {
-    const [a, b] = await startCluster(2, { TRELLIS_CLUSTER__AUTOHEAL: "false" });
-    const clients = await connectToEach([a, b]);
-    cut([a], [b]);
-    await changeOnEach(clients);
-    await whenSeen([a], { stopped: [b] });
-    await whenSeen([b], { stopped: [a] });
-    restore(a, b);
-    await whenSeen([a, b], { running: [a, b] });
-    await whenRoutesAgree(a, b);
-    await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
-    for (const each of [a, b]) expect(each.events("partition_found")).toEqual([]);
-  },
-);
+test("[G8] cluster.autoheal = false: nobody restarts, and the routes are those of the nodes all the same", async () => {
+  const [a, b] = await startCluster(2, { TRELLIS_CLUSTER__AUTOHEAL: "false" });
+  const clients = await connectToEach([a, b]);
+  cut([a], [b]);
+  await changeOnEach(clients);
+  await whenSeen([a], { stopped: [b] });
+  await whenSeen([b], { stopped: [a] });
+  restore(a, b);
+  await whenSeen([a, b], { running: [a, b] });
+  await whenRoutesAgree(a, b);
+  await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
+  for (const each of [a, b]) expect(each.events("partition_found")).toEqual([]);
+});

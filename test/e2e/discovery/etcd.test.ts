@@ -12,11 +12,11 @@ import { EtcdStrategy } from "../../../durable-objects/coordinator/discovery/etc
 import type { Strategy } from "../../../durable-objects/coordinator/discovery/strategy.ts";
 import { settingsOf } from "../../support/discovery-settings.ts";
 import { hasEtcd, startEtcd, type Etcd } from "../../support/etcd.ts";
+import { patience } from "../../support/patience.ts";
 import { freePort } from "../../support/port.ts";
 import { startInWorkerd, type InWorkerd } from "./in-workerd.ts";
 
 const [a, b, c] = ["core@a.example.com", "core@b.example.com", "core@c.example.com"] as const;
-const patience = { timeout: 20_000, interval: 200 };
 
 describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
   let etcd: Etcd;
