@@ -17,8 +17,7 @@
  *
  * Texts are clients', so the hash is keyed: who does not know the key cannot choose texts that fall into one slot.
  */
-const encoder = new TextEncoder();
-const decoder = new TextDecoder("utf-8", { fatal: false, ignoreBOM: true });
+import { decodeText, writeText } from "../mqtt/strings.ts";
 
 /** The longest text: that of a string of MQTT, in bytes of UTF-8. */
 export const keyBytesMax = 65_535;
@@ -282,22 +281,6 @@ export class PackedMap {
   }
 }
 
-/**
- * A part of a text as UTF-8. @returns how many bytes; undefined: they do not fit.
- * What is ASCII needs no encoder, which is slow for short texts.
- */
-export function writeText(text: string, from: number, to: number, into: Uint8Array, at: number): number | undefined {
-  for (let i = from; i < to; i++) {
-    const unit = text.charCodeAt(i);
-    if (unit > 0x7f) {
-      const { read, written } = encoder.encodeInto(text.slice(from, to), into.subarray(at));
-      return read < to - from ? undefined : written;
-    }
-    into[at + i - from] = unit;
-  }
-  return to - from;
-}
-
 /** The records of a page that are in use. */
 function* recordsOf({ bytes, end }: Page): Generator<{ value: number; at: number; from: number; to: number }> {
   for (let at = 0; at < end;) {
@@ -311,7 +294,7 @@ function* recordsOf({ bytes, end }: Page): Generator<{ value: number; at: number
 
 /** As they are now, however the page changes. */
 function entriesOf(page: Page): [key: string, value: number][] {
-  return [...recordsOf(page)].map(({ value, from, to }) => [decoder.decode(page.bytes.subarray(from, to)), value]);
+  return [...recordsOf(page)].map(({ value, from, to }) => [decodeText(page.bytes, from, to), value]);
 }
 
 function valueAt(bytes: Uint8Array, at: number): number {

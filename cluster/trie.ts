@@ -22,7 +22,8 @@
  *
  * Invariants. Filters are checked before they come here. No branch is kept that leads to no filter.
  */
-import { type KeyHash, keyBytesMax, PackedMap, writeText } from "./packed-map.ts";
+import { writeText } from "../mqtt/strings.ts";
+import { type KeyHash, keyBytesMax, PackedMap } from "./packed-map.ts";
 
 const [hashByte, plusByte, slashByte] = [0x23, 0x2b, 0x2f];
 

@@ -1,6 +1,7 @@
 /**
- * The one contract between nodes and cores, and between cores. Deploys overlap, so a change of what is on the wire is a new version: both
- * sides refuse a batch of another one, and the sender tries again when the other side has been deployed too.
+ * The one contract between nodes and cores, and between cores. Deploys overlap, so a change of what is on the wire is a
+ * new version: both sides refuse a batch of another one, and the sender tries again when the other side has been deployed
+ * too.
  *
  * A batch is one byte array: the version, then records of `kind u8, length u32, body`. Where batches are many they go over a
  * line (line.ts), which is opened by `open` with the other arguments of `route` or `forward`.

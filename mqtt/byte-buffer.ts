@@ -1,7 +1,5 @@
 /** Reading and writing of the broker's own records: big endian, strings and blobs with their length in front. */
-import { decodeText } from "./strings.ts";
-
-const encoder = new TextEncoder();
+import { decodeText, writeText } from "./strings.ts";
 
 /** What a writer holds at first, and above what it lets go of what it has grown to. */
 const writerBytesMin = 1_024;
@@ -53,23 +51,10 @@ export class ByteWriter {
   string(value: string): this {
     this.#reserve(2 + value.length * 3);
     const start = this.#end + 2;
-    const written = this.#ascii(start, value) ?? encoder.encodeInto(value, this.#bytes.subarray(start)).written;
+    const written = writeText(value, 0, value.length, this.#bytes, start)!;
     this.u16(written);
     this.#end += written;
     return this;
-  }
-
-  /** Nearly every string is short and ASCII: a loop is faster than the encoder. */
-  #ascii(start: number, value: string): number | undefined {
-    const bytes = this.#bytes;
-    const { length } = value;
-    if (length > asciiCharsMax) return undefined;
-    for (let index = 0; index < length; index++) {
-      const char = value.charCodeAt(index);
-      if (char >= 0x80) return undefined;
-      bytes[start + index] = char;
-    }
-    return length;
   }
 
   blob(value: Uint8Array): this {
@@ -105,9 +90,6 @@ export class ByteWriter {
     this.#bytes = grown;
   }
 }
-
-/** Longer strings go through the encoder. */
-const asciiCharsMax = 128;
 
 /** Reads what a ByteWriter wrote; RangeError where the record ends early. Blobs are views into the bytes given. */
 export class ByteReader {

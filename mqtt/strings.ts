@@ -1,9 +1,10 @@
 /**
- * Strings out of UTF-8, remembered: the same topics, filters and client ids come again and again, and finding one costs
- * a third of decoding it. Found is what has the same bytes, so nobody can tell it from decoding; a slot holds one string,
- * the latest with its hash, and only short ASCII ones, so the memory is bounded.
+ * Strings and UTF-8. What was decoded is remembered: the same topics, filters and client ids come again and again, and
+ * finding one costs a third of decoding it. Found is what has the same bytes, so nobody can tell it from decoding; a slot
+ * holds one string, the latest with its hash, and only short ASCII ones, so the memory is bounded.
  */
 
+const encoder = new TextEncoder();
 const decoder = new TextDecoder("utf-8", { fatal: false, ignoreBOM: true });
 
 const slots = 8192;
@@ -30,6 +31,22 @@ export function decodeText(bytes: Uint8Array, start: number, end: number): strin
   const text = String.fromCharCode.apply(undefined, bytes.subarray(start, end) as unknown as number[]);
   remembered[slot] = text;
   return text;
+}
+
+/**
+ * Writes a part of a text. @returns how many bytes; undefined: they do not fit. What is ASCII needs no encoder, which is
+ * slow for short texts.
+ */
+export function writeText(text: string, from: number, to: number, into: Uint8Array, at: number): number | undefined {
+  for (let index = from; index < to; index++) {
+    const unit = text.charCodeAt(index);
+    if (unit > 0x7f) {
+      const { read, written } = encoder.encodeInto(text.slice(from, to), into.subarray(at));
+      return read < to - from ? undefined : written;
+    }
+    into[at + index - from] = unit;
+  }
+  return to - from;
 }
 
 function isSame(text: string, bytes: Uint8Array, start: number, length: number): boolean {

@@ -9,7 +9,7 @@
  * disk has been drained, also after a crash of the core: so no message overtakes another (G2). A page of rows is sent
  * at a time and deleted when the node has answered; what is sent twice the node knows by its id.
  *
- *     outbox A B | C  --unreachable-->  disk [A B C] [D E]  --drain-->  page A B C D E, behind it in memory: F G  -->  outbox F G
+ *     outbox A B | C  --unreachable-->  disk [A B C] [D E]  --drain-->  page A B C D E, in memory: F G  -->  outbox F G
  *
  * While the last page is under way what comes waits in memory, not on disk: else a steady publisher would always be a
  * row ahead, and the link never live again.

@@ -7,7 +7,8 @@
  *
  * A turn of the event loop ends with `endTurn`: what must be on disk before it is said is written first, then every
  * socket gets what was gathered for it as one frame, and the sessions whose connections have ended are settled, in one
- * transaction. The runtime holds frames and answers back until the writes are durable. Everything else is written behind by a timer, which keeps the object from sleeping while it owes a write.
+ * transaction. The runtime holds frames and answers back until the writes are durable. Everything else is written behind
+ * by a timer, which keeps the object from sleeping while it owes a write.
  */
 import type { Settings } from "../../cluster/config.ts";
 import { isMember, type NodeName } from "../../cluster/name.ts";

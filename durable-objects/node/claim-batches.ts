@@ -1,7 +1,7 @@
 /**
  * Claims go to the core together: those of one turn, and what gathers while the last call is under way. A call and a
- * commit of the core cost more than the claims in them, and what the core has answered in one call the node does in one turn.
- * Behind a call that is not answered soon, to a core that is far away or gone, they wait for a moment only.
+ * commit of the core cost more than the claims in them, and what the core has answered in one call the node does in one
+ * turn. Behind a call that is not answered soon, to a core that is far away or gone, they wait for a moment only.
  *
  * What the core cannot say at once, because another core owns the client id, is asked for alone, and so is everything when
  * the call has failed: no client waits for what another one's claim needs.

@@ -4,7 +4,8 @@
  * Memory is a cache: a session is loaded when something happens to it, and let go when nothing of it is in memory alone.
  * A durable session is written (checkpointed) at most `checkpointDelayMs` after a change, and at once where the protocol
  * says so (`urgent`). A transient session has nothing to survive but sleep: it is written when it has been quiet from one
- * look to the next, and one that ends before that has never been on disk. When checkpoints have moved on, the log is trimmed of what nobody needs any more.
+ * look to the next, and one that ends before that has never been on disk. When checkpoints have moved on, the log is
+ * trimmed of what nobody needs any more.
  */
 import { limits } from "../../mqtt/limits.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
