@@ -12,6 +12,8 @@ type Phases = Record<string, Figures>;
 
 /** SUBSCRIBE packets under way at once, and filters in one. */
 const subscribingMax = 50;
+/** Warming turns of a shape that fills and drains. */
+const warmUpsMax = 40;
 
 export function runShape(load: Load, shape: Shape): Promise<Phases> {
   switch (shape.kind) {
@@ -150,7 +152,7 @@ async function retained(load: Load, messages: number): Promise<Phases> {
       drain: () => client.subscribe([`${topic}/#`], 0),
     });
   };
-  await drain("warm", Math.ceil(messages / 10));
+  await warmUp(load, messages, drain);
   return drain("retained", messages);
 }
 
@@ -170,8 +172,19 @@ async function queue(load: Load, messages: number): Promise<Phases> {
       drain: async () => void (await load.connectOne(clientId, { session: "kept", receiver })),
     });
   };
-  await drain("warm", Math.ceil(messages / 10));
+  await warmUp(load, messages, drain);
   return drain("queue", messages);
+}
+
+/** The same with fewer messages, again and again, until it is warm; what is retained of that stays little. */
+async function warmUp(
+  load: Load,
+  messages: number,
+  drain: (topic: string, count: number) => Promise<unknown>,
+): Promise<void> {
+  const until = Date.now() + load.job.warmUpSeconds * 1000;
+  for (let turn = 0; turn < warmUpsMax && (turn === 0 || Date.now() < until); turn++)
+    await drain(`warm${turn}`, Math.ceil(messages / 10));
 }
 
 /** Publishes all, waits for the acknowledgements, then has `drain` bring them, and waits for the last. */

@@ -21,7 +21,6 @@ import { cut, heal, inject, useFaults } from "./faults.ts";
 import { patience } from "../support/patience.ts";
 
 // Each sleep waits until the node has nothing to write: about a second.
-vi.setConfig({ testTimeout: 20_000 });
 useFaults();
 
 const all = { offset: 0, limit: 1000 };

@@ -21,8 +21,6 @@ import {
 } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 20_000 });
-
 beforeEach(() => {
   // The clock alone, which stands still; timers go on.
   vi.setSystemTime(Date.now());

@@ -115,7 +115,8 @@ export async function knock(node: string, { version = 5, ...fields }: ConnectFie
       const packet = await conversation.next().catch((error: unknown) => {
         throw new Error(`waited for ${cmd}`, { cause: error });
       });
-      expect(packet).toMatchObject({ cmd, ...packetFields });
+      if (packet.cmd !== cmd) throw new Error(`waited for ${cmd}, and what came is ${JSON.stringify(packet)}`);
+      expect(packet).toMatchObject(packetFields);
       return packet as PacketOf<typeof cmd>;
     },
     async expectMessage(payload, packetFields = {}) {

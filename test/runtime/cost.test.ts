@@ -18,8 +18,6 @@ import {
 import type { Conversation } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 20_000 });
-
 /**
  * The rows that the object writes from now until it sleeps, index entries and deletions too, by table; `alarm` counts
  * how often the alarm is set, which costs a row each.

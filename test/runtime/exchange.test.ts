@@ -2,7 +2,7 @@
 //
 // An exchange yields the name of each step it has reached; the test lets the node sleep, or crash, at one of them.
 
-import { describe, expect, test, vi } from "vitest";
+import { describe, expect, test } from "vitest";
 import { forwardRecord, joinRecords, matchedBytes } from "../../durable-objects/rpc.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { writeMessage } from "../../mqtt/message.ts";
@@ -22,7 +22,6 @@ import {
 import type { Conversation } from "./conversation.ts";
 
 // Each sleep waits until the node has nothing to write: about a second.
-vi.setConfig({ testTimeout: 20_000 });
 
 /** The client id of the party on the node. */
 function clientIdAt(node: string): string {

@@ -20,7 +20,6 @@ import type { Conversation } from "./conversation.ts";
 import { cut, cutForward, heal, inject, parkedFor, untilDrained, useFaults } from "./faults.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 useFaults();
 
 /** A client on a node, subscribed to a topic of its own. */

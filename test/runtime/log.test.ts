@@ -31,8 +31,6 @@ import {
 } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 20_000 });
-
 /** What nodes read when they wake. */
 const settings = bindings as unknown as Record<"mqtt" | "durable_sessions" | "authorization", unknown>;
 const before = { settings: { ...settings }, limits: { ...limits } };

@@ -9,8 +9,6 @@ import type { Conversation } from "./conversation.ts";
 import { cut, heal, inject, parkedFor, untilDrained, useFaults } from "./faults.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
-
 useFaults();
 
 /** Publishes, and waits for the whole exchange. */

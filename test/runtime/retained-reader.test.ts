@@ -12,8 +12,6 @@ import { converse, coreStub, durable, newNode, publish, subscribe } from "./conv
 import type { Conversation } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 20_000 });
-
 /** The pages that were asked for, by filter, and how many are under way. */
 let asked: { filter: string; after: string | undefined }[];
 let underWay: number;

@@ -31,8 +31,6 @@ import type { Conversation } from "./conversation.ts";
 import { countedSql } from "./counted-sql.ts";
 import { inject, useFaults } from "./faults.ts";
 
-vi.setConfig({ testTimeout: 20_000, hookTimeout: 60_000 });
-
 beforeEach(() => {
   vi.setSystemTime(Date.now());
 });

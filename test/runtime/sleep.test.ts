@@ -21,7 +21,6 @@ import {
 import { patience } from "../support/patience.ts";
 
 // Each sleep waits until the node has nothing to write: about a second.
-vi.setConfig({ testTimeout: 20_000 });
 
 /** A client on a node that sleeps, one on a node that does not, and a topic of theirs. */
 async function meet(fields: Parameters<typeof converse>[1] = {}) {

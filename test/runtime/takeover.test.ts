@@ -18,8 +18,6 @@ import {
 } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
-
 afterEach(() => {
   vi.restoreAllMocks();
 });
