@@ -26,12 +26,12 @@ const faults = new Map<string, Fault>();
 
 /** Lets the tests of a file use what is below. */
 export function useFaults(): void {
-  const patience = { ...limits };
+  const usual = { ...limits };
   beforeAll(() => {
     Object.assign(limits, { attemptsMax: 4, drainRetryFirstMs: 200, holderSilentMsMax: 500, adminCallMsMax: 500 });
   });
   afterAll(() => {
-    Object.assign(limits, patience);
+    Object.assign(limits, usual);
   });
   beforeEach(() => {
     const prototype = BrokerNode.prototype as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;
