@@ -36,7 +36,6 @@ export interface Stamp {
 }
 
 type Place = { id: number; topic: string };
-type Row = { topic: string; expires_at: number; message: ArrayBuffer };
 
 const unstamped: Stamp = { writer: "", version: 0 };
 
@@ -229,14 +228,16 @@ export class RetainedStore {
       looked = found.topic;
       topics++;
       if (!matches(filter, looked)) continue;
-      for (const row of this.#matching(filter, found, messagesMax - messages.length)) {
-        looked = row.topic;
+      let last: Uint8Array | undefined;
+      for (const [expiresAt, record] of this.#matching(filter, found, messagesMax - messages.length)) {
+        last = new Uint8Array(record);
         topics++;
-        if (row.expires_at > 0 && row.expires_at <= now) continue;
-        messages.push(new Uint8Array(row.message));
-        bytes += row.message.byteLength;
+        if (expiresAt > 0 && expiresAt <= now) continue;
+        messages.push(last);
+        bytes += last.length;
         if (bytes >= limits.pageBytesMax) break;
       }
+      if (last) looked = readMessage(new ByteReader(last)).topic;
     }
     return { messages: concatenate(messages, bytes), next: looked };
   }
@@ -247,12 +248,15 @@ export class RetainedStore {
     return this.#sql.exec<Place>(query, from).toArray()[0];
   }
 
-  /** A topic that matches, and what follows it in a run. */
-  #matching(filter: string, { id, topic }: Place, rowsMax: number): Iterable<Row> {
-    const select = "SELECT topic, expires_at, message FROM retained";
+  /** What is on a topic that matches, and on those that follow it in a run; arrays, since objects take half as long again. */
+  #matching(filter: string, { id, topic }: Place, rowsMax: number): Iterable<[expiresAt: number, record: ArrayBuffer]> {
+    const select = "SELECT expires_at, message FROM retained";
     const end = runEnd(filter, topic);
-    if (end === undefined) return this.#sql.exec<Row>(`${select} WHERE id = ?`, id);
-    return this.#sql.exec<Row>(`${select} WHERE topic >= ? AND topic < ? ORDER BY topic LIMIT ?`, topic, end, rowsMax);
+    const rows =
+      end === undefined
+        ? this.#sql.exec(`${select} WHERE id = ?`, id)
+        : this.#sql.exec(`${select} WHERE topic >= ? AND topic < ? ORDER BY topic LIMIT ?`, topic, end, rowsMax);
+    return rows.raw<[number, ArrayBuffer]>();
   }
 
   /** One page. */

@@ -104,7 +104,7 @@ async function watchReads(): Promise<() => { topics: number; messages: number }>
     cursors.reduce((sum, { query, cursor }) => sum + (query.startsWith(start) ? cursor.rowsRead : 0), 0);
   return () => ({
     topics: readBy("SELECT id, topic FROM retained"),
-    messages: readBy("SELECT topic, expires_at, message FROM retained"),
+    messages: readBy("SELECT expires_at, message FROM retained"),
   });
 }
 
