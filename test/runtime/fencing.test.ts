@@ -153,13 +153,14 @@ describe("[G4] the old node cannot be reached", () => {
     const prototype = Coordinator.prototype as unknown as Record<"claimAll", (...args: unknown[]) => Promise<unknown>>;
     const { claimAll } = prototype;
     let claims = 0;
+    const crashed = Promise.withResolvers<void>();
     vi.spyOn(prototype, "claimAll").mockImplementation(async function (this: unknown, ...args) {
       const result = await claimAll.apply(this, args);
-      if (claims++ === 0) await crash(old);
+      if (claims++ === 0) await crash(old).then(crashed.resolve);
       return result;
     });
     await knock(old, { ...durable, clientId });
-    await vi.waitUntil(() => claims > 0, patience);
+    await crashed.promise;
     await vi.waitUntil(async () => (await sessionRow(old, clientId))?.connected === 0, patience);
     cutForward(old);
     const third = newNode();
