@@ -153,14 +153,16 @@ describe("[G4] the old node cannot be reached", () => {
     const prototype = Coordinator.prototype as unknown as Record<"claimAll", (...args: unknown[]) => Promise<unknown>>;
     const { claimAll } = prototype;
     let claims = 0;
-    const crashed = Promise.withResolvers<void>();
+    let hasCrashed = false;
     vi.spyOn(prototype, "claimAll").mockImplementation(async function (this: unknown, ...args) {
       const result = await claimAll.apply(this, args);
-      if (claims++ === 0) await crash(old).then(crashed.resolve);
+      if (claims++ > 0) return result;
+      await crash(old);
+      hasCrashed = true;
       return result;
     });
     await knock(old, { ...durable, clientId });
-    await crashed.promise;
+    await vi.waitUntil(() => hasCrashed, patience);
     await vi.waitUntil(async () => (await sessionRow(old, clientId))?.connected === 0, patience);
     cutForward(old);
     const third = newNode();
