@@ -19,7 +19,7 @@ export const limits = {
   /** Messages waiting in one session's queue, beside `mqtt.max_mqueue_len`. */
   mqueueBytesMax: 16_777_216,
   /** What of one session's queue is held in memory; the rest waits on disk. */
-  mqueueLoadedMax: 900,
+  mqueueLoadedMax: 2_000,
   mqueueLoadedBytesMax: 262_144,
   /** Subscriptions of one session; more is answered with 0x97. */
   subscriptionsPerSessionMax: 10_000,

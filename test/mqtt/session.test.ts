@@ -357,7 +357,7 @@ describe("the queue's bounds [G6]", () => {
       return disk.load(place);
     };
     const all = sent(session, load);
-    for (const id of ids) disk.enqueue(session, delivery(id, { bytes }));
+    for (const id of ids) disk.enqueue(session, delivery(id, { bytes }), { max: ids.length });
     for (let packetId = 1; session.inflightCount > 0; packetId++) {
       session.handlePuback(packetId);
       all.push(...sent(session, load));
@@ -387,10 +387,10 @@ describe("the queue's bounds [G6]", () => {
   test("a message that is no longer on disk is passed over", () => {
     const session = durable();
     const disk = new Disk();
-    for (let count = 0; count <= limits.mqueueLoadedMax + 1; count++) disk.enqueue(session, delivery(`m${count}`));
     const last = limits.mqueueLoadedMax + 2;
+    for (let count = 0; count < last; count++) disk.enqueue(session, delivery(`m${count}`), { max: last });
     disk.rows.delete(last - 1);
-    session.attach(plenty);
+    session.attach(last);
     const left = sent(session, disk.load);
     expect(left).toHaveLength(last - 1);
     expect(left.at(-1)).toBe(`${last - 1} m${last - 1}`);

@@ -463,7 +463,9 @@ describe("nothing is left behind", () => {
     client.send({ cmd: "subscribe", messageId: 1, subscriptions: [{ topic, qos: 1 }] });
     await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 1, patience);
     // More than its window, and what is held in memory of a queue.
-    const payloads = Array.from({ length: 32 + limits.mqueueLoadedMax + 2 }, (_, index) => String(index));
+    const payloadBytes = 10_000;
+    const count = 32 + Math.ceil(limits.mqueueLoadedBytesMax / payloadBytes) + 2;
+    const payloads = Array.from({ length: count }, (_, index) => String(index).padEnd(payloadBytes));
     await publishAndWait(other, topic, ...payloads);
     for (const payload of payloads.slice(0, 32)) await client.expectMessage(payload);
     client.send({ cmd: "disconnect", reasonCode: 0 });
