@@ -148,6 +148,8 @@ export class Session {
   subscribing = 0;
   /** Its messages are still coming from another node: none on disk may be given up. */
   adopting = false;
+  /** Given away, to the taker of this epoch: what came up to this number. */
+  giving: { readonly epoch: number; readonly upTo: number } | undefined;
   /** It came from another node behind this number; 0: it began here. */
   arrivedBehind = 0;
   /** What it was given where it lived before, which may come again: by message id. */
@@ -283,6 +285,11 @@ export class Session {
 
   get queued(): number {
     return this.#queue.length;
+  }
+
+  /** The latest number that it has taken in, or passed. */
+  get lastSeq(): number {
+    return this.#lastSeq;
   }
 
   get inflightCount(): number {

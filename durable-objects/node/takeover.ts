@@ -53,12 +53,18 @@ export class Takeover {
     return written(all);
   }
 
-  /** What waits behind a number, at least one message if there is any. */
+  /**
+   * What waits behind a number, at least one message if there is any. Only what had come when it was first asked for: later
+   * messages come to the taker too, and while there are more and more of them it would never have all.
+   */
   messages(afterSeq: number): StoredDelivery[] {
+    const session = this.#given();
+    if (session.giving?.epoch !== this.#epoch) session.giving = { epoch: this.#epoch, upTo: session.lastSeq };
+    const { upTo } = session.giving;
     const page: StoredDelivery[] = [];
     let bytes = 0;
-    for (const { seq, delivery } of this.#waiting(this.#given())) {
-      if (seq <= afterSeq) continue;
+    for (const { seq, delivery } of this.#waiting(session)) {
+      if (seq <= afterSeq || seq > upTo) continue;
       const stored = { seq, delivery: writeDelivery(new ByteWriter(), delivery) };
       bytes += stored.delivery.length;
       if (page.length > 0 && bytes > limits.pageBytesMax) break;

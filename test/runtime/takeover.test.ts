@@ -10,6 +10,7 @@ import {
   durable,
   knock,
   newNode,
+  nodeStub,
   publish,
   publishAndWait,
   rows,
@@ -136,4 +137,24 @@ test("a node crashes behind SUBSCRIBE: the core does not keep a route that nobod
   publisher.send(publish(topic, "1", 1, { messageId: 1 }));
   await publisher.expect("puback");
   await vi.waitUntil(async () => !(await hasRoute()), patience);
+});
+
+test("[G1] [G4] what is given ends, however much comes meanwhile: that comes to the taker, too", async () => {
+  const giver = newNode();
+  const topic = `takeover/${giver}`;
+  const publisher = await converse(newNode());
+  const client = await converse(giver, { ...durable, clientId: `client-of-${giver}` });
+  await subscribe(client, topic);
+  await client.drop();
+  await publishAndWait(publisher, topic, "1", "2");
+  // As a taker would ask that has a newer claim.
+  const epoch = Date.now() * 2;
+  const pull = async (afterSeq: number): Promise<number[]> =>
+    (await nodeStub(giver).takeOverMessages(client.clientId, epoch, afterSeq)).map(({ seq }) => seq);
+  await nodeStub(giver).takeOver(client.clientId, epoch, true);
+  const given = await pull(0);
+  expect(given).toHaveLength(2);
+  await publishAndWait(publisher, topic, "3");
+  expect(await pull(0)).toEqual(given);
+  expect(await pull(given[1]!)).toEqual([]);
 });
