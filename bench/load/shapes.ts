@@ -176,7 +176,7 @@ async function queue(load: Load, messages: number): Promise<Phases> {
   return drain("queue", messages);
 }
 
-/** The same with fewer messages, again and again, until it is warm; what is retained of that stays little. */
+/** The same with fewer messages, again and again, until it is warm; what is retained of that stays. */
 async function warmUp(
   load: Load,
   messages: number,

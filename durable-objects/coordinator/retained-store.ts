@@ -228,8 +228,9 @@ export class RetainedStore {
       looked = found.topic;
       topics++;
       if (!matches(filter, looked)) continue;
+      const end = runEnd(filter, looked);
       let last: Uint8Array | undefined;
-      for (const [expiresAt, record] of this.#matching(filter, found, messagesMax - messages.length)) {
+      for (const [expiresAt, record] of this.#matching(found, end, messagesMax - messages.length)) {
         last = new Uint8Array(record);
         topics++;
         if (expiresAt > 0 && expiresAt <= now) continue;
@@ -237,7 +238,7 @@ export class RetainedStore {
         bytes += last.length;
         if (bytes >= limits.pageBytesMax) break;
       }
-      if (last) looked = readMessage(new ByteReader(last)).topic;
+      if (last && end !== undefined) looked = readMessage(new ByteReader(last)).topic;
     }
     return { messages: concatenate(messages, bytes), next: looked };
   }
@@ -248,10 +249,16 @@ export class RetainedStore {
     return this.#sql.exec<Place>(query, from).toArray()[0];
   }
 
-  /** What is on a topic that matches, and on those that follow it in a run; arrays, since objects take half as long again. */
-  #matching(filter: string, { id, topic }: Place, rowsMax: number): Iterable<[expiresAt: number, record: ArrayBuffer]> {
+  /**
+   * What is on a topic that matches, and on those that follow it up to the end of its run, if there is one; as arrays, since
+   * objects take half as long again.
+   */
+  #matching(
+    { id, topic }: Place,
+    end: string | undefined,
+    rowsMax: number,
+  ): Iterable<[expiresAt: number, record: ArrayBuffer]> {
     const select = "SELECT expires_at, message FROM retained";
-    const end = runEnd(filter, topic);
     const rows =
       end === undefined
         ? this.#sql.exec(`${select} WHERE id = ?`, id)

@@ -63,8 +63,7 @@ export class Takeover {
     const { upTo } = session.giving;
     const page: StoredDelivery[] = [];
     let bytes = 0;
-    for (const { seq, delivery } of this.#waiting(session)) {
-      if (seq <= afterSeq || seq > upTo) continue;
+    for (const { seq, delivery } of this.#waiting(session, afterSeq, upTo)) {
       const stored = { seq, delivery: writeDelivery(new ByteWriter(), delivery) };
       bytes += stored.delivery.length;
       if (page.length > 0 && bytes > limits.pageBytesMax) break;
@@ -73,9 +72,11 @@ export class Takeover {
     return page;
   }
 
-  *#waiting(session: Session): Generator<{ seq: number; delivery: Delivery }> {
+  /** Behind one number and up to another; only those are loaded. */
+  *#waiting(session: Session, afterSeq = 0, upTo = Infinity): Generator<{ seq: number; delivery: Delivery }> {
     const load = this.#broker.dispatcher.load(session, Date.now());
     for (const { seq, filter, delivery } of session.waiting()) {
+      if (seq <= afterSeq || seq > upTo) continue;
       const found = delivery ?? load({ seq, filter });
       if (found) yield { seq, delivery: found };
     }

@@ -322,7 +322,6 @@ describe("settings", () => {
     expect(writer.take().length + sharedFilterBytes + subscriptionIdBytes).toBeLessThan(2_000_000);
   });
 
-  // Loading wrangler takes seconds.
   it("have in wrangler.toml the values that they have without it", async () => {
     const { unstable_readConfig } = await import("wrangler");
     const config: { vars: Record<string, unknown> } = unstable_readConfig({ config: "wrangler.toml" });

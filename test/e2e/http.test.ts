@@ -11,7 +11,6 @@ import { startWorkerd } from "../../cli/broker.ts";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
 import { connectPacket, converse, converseConnected, slot } from "../support/client.ts";
-import { patience } from "../support/patience.ts";
 
 let broker: Broker;
 
@@ -180,10 +179,13 @@ describe("placement", () => {
   test("a socket that brings no CONNECT has its place only for the idle timeout", async () => {
     /** Not by the close event: workerd ends the TCP connection of a client that never spoke ten seconds later. */
     const place = (number: number): Promise<void> =>
-      vi.waitFor(async () => {
-        const { status } = await upgrade(broker.urlOf(slot(number)));
-        expect(status).toBe(101);
-      }, patience);
+      vi.waitFor(
+        async () => {
+          const { status } = await upgrade(broker.urlOf(slot(number)));
+          expect(status).toBe(101);
+        },
+        { timeout: 10_000, interval: 50 },
+      );
     for (const _ of [1, 2, 3]) {
       await place(0);
       await place(1);

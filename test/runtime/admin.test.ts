@@ -20,7 +20,6 @@ import {
 import { cut, heal, inject, useFaults } from "./faults.ts";
 import { patience } from "../support/patience.ts";
 
-// Each sleep waits until the node has nothing to write: about a second.
 useFaults();
 
 const all = { offset: 0, limit: 1000 };

@@ -16,7 +16,6 @@ import {
   subscribe,
 } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
-import { patience } from "../support/patience.ts";
 
 /**
  * The rows that the object writes from now until it sleeps, index entries and deletions too, by table; `alarm` counts
@@ -240,7 +239,7 @@ describe("[G7] timers", () => {
 
   /** What holds an object longer than it takes to write is left over. */
   async function expectQuiet(): Promise<void> {
-    await vi.waitUntil(() => pending.size === 0, patience).catch(() => {});
+    await vi.waitUntil(() => pending.size === 0, { timeout: 3_000, interval: 20 }).catch(() => {});
     expect([...pending.values()]).toEqual([]);
   }
 

@@ -21,8 +21,6 @@ import {
 } from "./conversation.ts";
 import type { Conversation } from "./conversation.ts";
 
-// Each sleep waits until the node has nothing to write: about a second.
-
 /** The client id of the party on the node. */
 function clientIdAt(node: string): string {
   return `client-of-${node}`;

@@ -6,7 +6,6 @@ import { afterEach, expect, onTestFinished, test, vi } from "vitest";
 
 import { acceptConversation, dialConversation, type Prover } from "../../cluster/link-proof.ts";
 import { Link, type LinkEnd, type LinkEvents } from "../../durable-objects/coordinator/link.ts";
-import { patience } from "../support/patience.ts";
 
 class Target extends RpcTarget {
   async wait(ms: number): Promise<string> {
@@ -81,9 +80,9 @@ test("[G7] has a timer while it is proved and while calls are under way, and non
   expect(pending.size).toBe(1);
   expect(await Promise.all(calls)).toEqual(["waited", "waited"]);
   // It looks once more, sees nothing to wait for, and says nothing.
-  await vi.waitFor(() => expect(pending.size).toBe(0), patience);
+  await vi.waitFor(() => expect(pending.size).toBe(0), { timeout: 4_000, interval: 50 });
   far.probe();
   expect(pending.size).toBe(1);
-  await vi.waitFor(() => expect(pending.size).toBe(0), patience);
+  await vi.waitFor(() => expect(pending.size).toBe(0), { timeout: 4_000, interval: 50 });
   expect(ends).toEqual([]);
 });

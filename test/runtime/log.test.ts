@@ -551,6 +551,8 @@ describe("[G7] memory is a cache:", () => {
     for (const each of [client, other]) await subscribe(each, topic);
     await client.leave();
     await addSleepers(node, sleepers);
+    // Else what is written behind of all that falls into the first step, or not.
+    await quiet();
     const reads: Record<string, number> = {};
     const note = async (what: string, act: () => Promise<unknown>): Promise<void> => {
       const read = await watchReads();
@@ -578,8 +580,8 @@ describe("[G7] memory is a cache:", () => {
 
   test("a node with 10,000 sleeping sessions reads as much for one client as one with ten", async () => {
     const [few, many] = [await readsBeside(10), await readsBeside(10_000)];
-    // Not to the row: a look of the node's timer falls in one step or the next.
-    for (const [what, rowsRead] of Object.entries(many)) expect(rowsRead).toBeLessThan(Math.min(few[what]! + 10, 100));
+    expect(many).toEqual(few);
+    for (const rowsRead of Object.values(many)) expect(rowsRead).toBeLessThan(100);
   });
 });
 

@@ -20,8 +20,6 @@ import {
 } from "./conversation.ts";
 import { patience } from "../support/patience.ts";
 
-// Each sleep waits until the node has nothing to write: about a second.
-
 /** A client on a node that sleeps, one on a node that does not, and a topic of theirs. */
 async function meet(fields: Parameters<typeof converse>[1] = {}) {
   const node = newNode();

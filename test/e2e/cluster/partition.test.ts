@@ -58,6 +58,17 @@ async function whenHealed(deployments: readonly Deployment[]): Promise<void> {
   await eventually(() => expect(deployments.flatMap((each) => each.events("partition_healed"))).toHaveLength(1));
 }
 
+/** Two deployments that have changed since they were cut from each other, and know it. */
+async function startApart(variables?: Record<string, string>) {
+  const [a, b] = await startCluster(2, variables);
+  const clients = await connectToEach([a, b]);
+  cut([a], [b]);
+  await changeOnEach(clients);
+  await whenSeen([a], { stopped: [b] });
+  await whenSeen([b], { stopped: [a] });
+  return { a, b, clients };
+}
+
 describe.each([
   ["cut", cut],
   ["half-open", silence],
@@ -124,12 +135,7 @@ test(
 );
 
 test("two deployments that were apart are one again", async () => {
-  const [a, b] = await startCluster(2);
-  const clients = await connectToEach([a, b]);
-  cut([a], [b]);
-  await changeOnEach(clients);
-  await whenSeen([a], { stopped: [b] });
-  await whenSeen([b], { stopped: [a] });
+  const { a, b, clients } = await startApart();
   restore(a, b);
   await whenHealed([a, b]);
   await whenRoutesAgree(a, b);
@@ -137,12 +143,7 @@ test("two deployments that were apart are one again", async () => {
 });
 
 test("[G8] cluster.autoheal = false: nobody restarts, and the routes are those of the nodes all the same", async () => {
-  const [a, b] = await startCluster(2, { TRELLIS_CLUSTER__AUTOHEAL: "false" });
-  const clients = await connectToEach([a, b]);
-  cut([a], [b]);
-  await changeOnEach(clients);
-  await whenSeen([a], { stopped: [b] });
-  await whenSeen([b], { stopped: [a] });
+  const { a, b, clients } = await startApart({ TRELLIS_CLUSTER__AUTOHEAL: "false" });
   restore(a, b);
   await whenSeen([a, b], { running: [a, b] });
   await whenRoutesAgree(a, b);
