@@ -325,6 +325,11 @@ describe("$SYS", () => {
     await client.expect("publish", { topic });
     client.send({ cmd: "unsubscribe", messageId: 1, unsubscriptions: [topic] });
     await client.expect("unsuback");
+    // UNSUBACK does not wait for the core.
+    await vi.waitUntil(
+      async () => (await rows(coreName, "SELECT 1 FROM route WHERE key = ?", topic)).length === 0,
+      patience,
+    );
     pass(62);
     await ring(coreName);
     await client.expectNothing();
