@@ -18,9 +18,9 @@ export const limits = {
   publishBytesUnansweredMax: 8_388_608,
   /** Messages waiting in one session's queue, beside `mqtt.max_mqueue_len`. */
   mqueueBytesMax: 16_777_216,
-  /** What of one session's queue is held in memory; the rest waits on disk. */
-  mqueueLoadedMax: 2_000,
-  mqueueLoadedBytesMax: 262_144,
+  /** What of one session's queue, and of all queues of a node, is held in memory; the rest waits on disk. */
+  queueHeldBytesMax: 2_097_152,
+  queuesHeldBytesMax: 33_554_432,
   /** Subscriptions of one session; more is answered with 0x97. */
   subscriptionsPerSessionMax: 10_000,
   subscriptionBytesPerSessionMax: 1_048_576,

@@ -20,7 +20,14 @@ import type { Message } from "../../mqtt/message.ts";
 import { limits } from "../../mqtt/limits.ts";
 import { lifeChars, messageIdOf } from "../../mqtt/message-id-set.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import type { Delivery, Receipt, Session, Subscription, Will } from "../../mqtt/session.ts";
+import {
+  QueueMemory,
+  type Delivery,
+  type Receipt,
+  type Session,
+  type Subscription,
+  type Will,
+} from "../../mqtt/session.ts";
 import { isShared, parseDelayed } from "../../mqtt/topic.ts";
 import { countedSql } from "../counted-sql.ts";
 import type { Metrics } from "../metrics.ts";
@@ -69,6 +76,7 @@ export class Broker {
   readonly settings: Settings;
   readonly metrics: Metrics;
   readonly sequence: Sequence;
+  readonly queueMemory = new QueueMemory();
   readonly log: MessageLog;
   readonly known: KnownMessages;
   readonly store: SessionStore;
@@ -121,6 +129,7 @@ export class Broker {
     );
     this.known = new KnownMessages(sql);
     this.store = new SessionStore(sql, this.log, {
+      memory: this.queueMemory,
       queueLengthMax: messagesMax,
       countDropped: (count) => (this.metrics["delivery.dropped.queue_full"] += count),
     });

@@ -24,6 +24,7 @@ import type { StoredDelivery } from "../rpc.ts";
 import {
   atNoTime,
   neededFrom,
+  type QueueMemory,
   Session,
   type Checkpoint,
   type Delivery,
@@ -43,6 +44,7 @@ export interface StoredConnection {
 }
 
 export interface QueueBounds {
+  readonly memory: QueueMemory;
   readonly queueLengthMax: number;
   /** So many messages of a session that was away are beyond its queue. */
   readonly countDropped: (count: number) => void;
@@ -66,14 +68,16 @@ type SessionRow = {
 export class SessionStore {
   readonly #sql: Sql;
   readonly #log: MessageLog;
+  readonly #memory: QueueMemory;
   readonly #queueLengthMax: number;
   readonly #countDropped: (count: number) => void;
   readonly #checkpoints: Checkpoints;
   readonly #writer = new ByteWriter();
 
-  constructor(sql: Sql, log: MessageLog, { queueLengthMax, countDropped }: QueueBounds) {
+  constructor(sql: Sql, log: MessageLog, { memory, queueLengthMax, countDropped }: QueueBounds) {
     this.#sql = sql;
     this.#log = log;
+    this.#memory = memory;
     this.#queueLengthMax = queueLengthMax;
     this.#countDropped = countDropped;
     this.#checkpoints = new Checkpoints(sql);
@@ -130,7 +134,7 @@ export class SessionStore {
       )
       .toArray()[0];
     if (!row) return undefined;
-    const session = new Session(row.id, row.client_id);
+    const session = new Session(row.id, row.client_id, this.#memory);
     session.epoch = row.epoch;
     session.username = row.username ?? undefined;
     session.connected = row.connected === 1;

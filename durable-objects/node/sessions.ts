@@ -82,7 +82,7 @@ export class Sessions {
   create(clientId: string): Session {
     const id = this.#findNextId();
     this.#nextId = id + 1;
-    return this.#keep(new Session(id, clientId));
+    return this.#keep(new Session(id, clientId, this.#broker.queueMemory));
   }
 
   /** Whether another session has room; they are counted only when there may be too many. */
@@ -194,8 +194,7 @@ export class Sessions {
     if (session.onDisk) broker.store.delete(session);
     if (session.durable) for (const filter of session.subscriptions.keys()) broker.log.handleReaderLeft(filter);
     if (broker.log.hasUnexamined) this.saveSoon();
-    this.#loaded.delete(session.id);
-    if (this.#idOf.get(session.clientId) === session.id) this.#idOf.delete(session.clientId);
+    this.unload(session);
     this.#dirty.delete(session);
     this.#urgent.delete(session);
   }
@@ -329,8 +328,9 @@ export class Sessions {
 
   /** Memory is a cache. */
   unload(session: Session): void {
+    session.release();
     this.#loaded.delete(session.id);
-    this.#idOf.delete(session.clientId);
+    if (this.#idOf.get(session.clientId) === session.id) this.#idOf.delete(session.clientId);
   }
 }
 

@@ -17,7 +17,7 @@ import { Channel, type ChannelContext, type Effect, type OpenRequest } from "../
 import { decode, encode, type ProtocolVersion, type ServerPacket } from "../../mqtt/codec.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { MqttError, ReasonCode } from "../../mqtt/reason-codes.ts";
-import { Session, type Delivery, type Receipt } from "../../mqtt/session.ts";
+import { QueueMemory, Session, type Delivery, type Receipt } from "../../mqtt/session.ts";
 
 export const now = 1_700_000_000_000;
 
@@ -185,7 +185,7 @@ export class Client {
   opensNow({ facts: { clientId, cleanStart }, expiryInterval, will }: OpenRequest): void {
     const { sessions } = this.broker;
     const existing = cleanStart ? undefined : sessions.get(clientId);
-    const session = existing ?? new Session(1, clientId);
+    const session = existing ?? new Session(1, clientId, new QueueMemory());
     sessions.set(clientId, session);
     session.expiryInterval = expiryInterval;
     session.will = will;

@@ -12,6 +12,7 @@ import { isExpired, messageBytes, type QoS } from "../../mqtt/message.ts";
 import {
   expiryNever,
   neededFrom,
+  QueueMemory,
   Session,
   type Checkpoint,
   type Delivery,
@@ -109,7 +110,7 @@ export class Disk {
 
   /** The session as another life of the object finds it. */
   restore(): Session {
-    const session = new Session(1, "c");
+    const session = new Session(1, "c", new QueueMemory());
     Object.assign(session, this.row);
     const stored = new Map<number, StoredMessage>();
     for (const [filter, stream] of this.log)
@@ -231,7 +232,7 @@ export class World {
   constructor(seed: number, isDurable: boolean) {
     this.next = random(seed);
     this.isDurable = isDurable;
-    this.session = new Session(1, "c");
+    this.session = new Session(1, "c", new QueueMemory());
     this.session.expiryInterval = isDurable ? expiryNever : 0;
     this.save();
     this.connect();

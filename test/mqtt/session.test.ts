@@ -1,9 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { limits } from "../../mqtt/limits.ts";
-import type { Message, QoS } from "../../mqtt/message.ts";
+import { messageBytes, type Message, type QoS } from "../../mqtt/message.ts";
 import {
   expiryNever,
   neededFrom,
+  QueueMemory,
   Session,
   type Checkpoint,
   type Delivery,
@@ -30,8 +31,8 @@ function will(delaySeconds: number): Will {
   };
 }
 
-function durable(): Session {
-  const session = new Session(1, "c");
+function durable(memory = new QueueMemory()): Session {
+  const session = new Session(1, "c", memory);
   session.expiryInterval = expiryNever;
   return session;
 }
@@ -343,13 +344,14 @@ describe("the queue's bounds [G6]", () => {
   });
 
   test.each([
-    ["messages", 1, limits.mqueueLoadedMax],
-    ["bytes", 100_000, Math.floor(limits.mqueueLoadedBytesMax / 100_100)],
-  ])("of a long queue on disk only some is held in memory, by %s, and all of it is sent", (_, bytes, held) => {
-    const session = durable();
+    ["small", 1, 5_000],
+    ["large", 100_000, 50],
+  ])("[G6] of a long queue on disk only some is held in memory, and all of it is sent: %s", (_, bytes, count) => {
+    const memory = new QueueMemory();
+    const session = durable(memory);
     const disk = new Disk();
     session.attach(1);
-    const ids = Array.from({ length: held + 20 }, (_, index) => `m${index}`);
+    const ids = Array.from({ length: count }, (_, index) => `m${index}`);
     disk.enqueue(session, delivery("first"));
     const loaded: number[] = [];
     const load = (place: Place) => {
@@ -358,12 +360,65 @@ describe("the queue's bounds [G6]", () => {
     };
     const all = sent(session, load);
     for (const id of ids) disk.enqueue(session, delivery(id, { bytes }), { max: ids.length });
+    expect(memory.bytes).toBeLessThanOrEqual(limits.queueHeldBytesMax);
+    const held = Math.round(memory.bytes / (messageBytes(delivery("m0", { bytes }).message) + 512));
+    expect(held).toBeGreaterThan(10);
     for (let packetId = 1; session.inflightCount > 0; packetId++) {
       session.handlePuback(packetId);
       all.push(...sent(session, load));
     }
     expect(all).toEqual(["first", ...ids].map((id, index) => `${index + 1} ${id}`));
-    expect(loaded).toHaveLength(20);
+    expect(loaded.length).toBe(count - held);
+    expect(memory.bytes).toBe(0);
+  });
+
+  describe("[G6] all queues of a node", () => {
+    const bytes = 100_000;
+
+    /** Clients that do not acknowledge, and more waits for each than may be held for it. */
+    function slow(count: number) {
+      const memory = new QueueMemory();
+      const sessions = Array.from({ length: count }, () => {
+        const session = durable(memory);
+        const disk = new Disk();
+        session.attach(1);
+        disk.enqueue(session, delivery("m0", { bytes }));
+        expect(sent(session, disk.load)).toEqual(["1 m0"]);
+        for (let next = 1; next <= 25; next++) disk.enqueue(session, delivery(`m${next}`, { bytes }));
+        return { session, disk };
+      });
+      return { memory, sessions };
+    }
+
+    test("hold no more in memory than a few do, and one message each", () => {
+      const { memory, sessions } = slow(40);
+      const few = Math.ceil(limits.queuesHeldBytesMax / limits.queueHeldBytesMax);
+      expect(few).toBeLessThan(40);
+      expect(memory.bytes).toBeGreaterThan(limits.queuesHeldBytesMax);
+      expect(memory.bytes).toBeLessThan(limits.queuesHeldBytesMax + 40 * 1.01 * bytes);
+      for (const { session, disk } of sessions) {
+        const all: string[] = [];
+        for (let packetId = 1; session.inflightCount > 0; packetId++) {
+          session.handlePuback(packetId);
+          all.push(...sent(session, disk.load));
+        }
+        expect(all).toEqual(Array.from({ length: 25 }, (_, index) => `${index + 2} m${index + 1}`));
+      }
+      expect(memory.bytes).toBe(0);
+    });
+
+    test.each<[string, (session: Session) => void]>([
+      ["leaves", (session) => session.detach(now)],
+      ["is not in memory any more", (session) => session.release()],
+      ["is no more in memory, and then leaves", (session) => (session.release(), session.detach(now))],
+    ])("have room again when one %s", (_, end) => {
+      const { memory, sessions } = slow(2);
+      const both = memory.bytes;
+      end(sessions[0]!.session);
+      expect(memory.bytes).toBe(both / 2);
+      sessions[1]!.session.makeRoom(0, 0);
+      expect(memory.bytes).toBe(0);
+    });
   });
 
   test("while the client is away nothing that is on disk is held in memory", () => {
@@ -387,13 +442,10 @@ describe("the queue's bounds [G6]", () => {
   test("a message that is no longer on disk is passed over", () => {
     const session = durable();
     const disk = new Disk();
-    const last = limits.mqueueLoadedMax + 2;
-    for (let count = 0; count < last; count++) disk.enqueue(session, delivery(`m${count}`), { max: last });
-    disk.rows.delete(last - 1);
-    session.attach(last);
-    const left = sent(session, disk.load);
-    expect(left).toHaveLength(last - 1);
-    expect(left.at(-1)).toBe(`${last - 1} m${last - 1}`);
+    for (const id of ["a", "b", "c"]) disk.enqueue(session, delivery(id));
+    disk.rows.delete(2);
+    session.attach(plenty);
+    expect(sent(session, disk.load)).toEqual(["1 a", "2 c"]);
   });
 });
 
@@ -435,7 +487,7 @@ describe("disk", () => {
 
   test("what is only in memory is written once: the window, then the queue", () => {
     const disk = new Disk();
-    const session = new Session(1, "c");
+    const session = new Session(1, "c", new QueueMemory());
     session.attach(1);
     disk.hold(session, delivery("a"));
     disk.hold(session, delivery("b"));
@@ -449,7 +501,7 @@ describe("disk", () => {
   test("[G1] QoS 2 states are urgent where the session outlives its connection, and only there", () => {
     for (const expiryInterval of [0, 60]) {
       const disk = new Disk();
-      const session = new Session(1, "c");
+      const session = new Session(1, "c", new QueueMemory());
       session.expiryInterval = expiryInterval;
       const isUrgent = () => {
         const { urgent } = session;
@@ -554,7 +606,7 @@ describe("disk", () => {
   });
 
   test("[G1] once durable, a session stays so until it ends", () => {
-    const session = new Session(1, "c");
+    const session = new Session(1, "c", new QueueMemory());
     session.expiryInterval = 0;
     expect(session.durable).toBe(false);
     session.expiryInterval = 60;
@@ -832,7 +884,7 @@ describe("the node's log", () => {
     expect(session.logFilter(keysOf("other", "#", "t", "+"))).toBe("t");
     expect(session.logFilter(keysOf("#"))).toBeUndefined();
     expect(session.logFilter(keysOf("other"))).toBeUndefined();
-    const transient = new Session(2, "d");
+    const transient = new Session(2, "d", new QueueMemory());
     transient.subscribe(subscriptionTo("t"));
     expect(transient.logFilter(keysOf("t"))).toBeUndefined();
   });
@@ -846,7 +898,7 @@ describe("what its subscriptions make of a message", () => {
     got && `${got.qos} [${got.subscriptionIds.join(" ")}]${got.retain ? " retain" : ""}`;
 
   const subscriber = (...subscriptions: readonly Subscription[]) => {
-    const session = new Session(1, "c1");
+    const session = new Session(1, "c1", new QueueMemory());
     for (const each of subscriptions) session.subscribe(each);
     return session;
   };
@@ -995,7 +1047,7 @@ describe("time", () => {
   });
 
   test("[MQTT-3.1.2-8] the session's end does not wait for the will's delay", () => {
-    const session = new Session(1, "c");
+    const session = new Session(1, "c", new QueueMemory());
     session.expiryInterval = 5;
     session.will = will(10);
     session.attach(1);
@@ -1012,7 +1064,7 @@ describe("time", () => {
       [expiryNever - 1, now + (expiryNever - 1) * 1000, true],
       [expiryNever, now + expiryNever * 1000 * 1000, false],
     ] as const) {
-      const session = new Session(1, "c");
+      const session = new Session(1, "c", new QueueMemory());
       session.expiryInterval = expiryInterval;
       session.attach(1);
       expect(session.due(at).ended).toBe(false);
@@ -1022,7 +1074,7 @@ describe("time", () => {
   });
 
   test("a session that was never attached has no deadline and is not detached", () => {
-    const session = new Session(1, "c");
+    const session = new Session(1, "c", new QueueMemory());
     expect(session.detached).toBe(false);
     expect(session.due(now)).toEqual({ will: undefined, ended: false });
   });

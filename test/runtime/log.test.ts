@@ -320,6 +320,33 @@ describe("[G6] a session's queue is bounded, and what is dropped is counted:", (
     expect(await counted(node, "delivery.dropped.queue_full")).toBe(31);
   });
 
+  test("in memory, with all of its node: what is more waits on disk, also for one that ends with its connection", async () => {
+    Object.assign(limits, { queuesHeldBytesMax: 10_000, checkpointDelayMs: 60_000 });
+    const node = newNode();
+    const topic = `log/${node}`;
+    const publisher = await converse(newNode());
+    const quick = await converse(node);
+    await subscribe(quick, topic);
+    const payloads = numbers(1, 30).map((number) => number.padStart(1000, "0"));
+    const meetSlow = async (): Promise<Conversation> => {
+      const slow = await converse(node, { properties: { receiveMaximum: 1 } });
+      await subscribe(slow, topic);
+      for (const payload of payloads) {
+        await publishAndWait(publisher, topic, payload);
+        await acknowledge(quick, payload);
+      }
+      // One was sent, six are held, and the quick one's never waited.
+      expect(await count(node, "queue")).toBe(30 - 1 - 6);
+      return slow;
+    };
+    const one = await meetSlow();
+    await one.drop();
+    await eventually(() => count(node, "queue"), 0);
+    const other = await meetSlow();
+    await acknowledge(other, ...payloads);
+    await other.expectNothing();
+  });
+
   describe.for(moments)("and the log with it, %s:", (moment) => {
     test("it is cut, whoever is away", async () => {
       shortQueue(20);

@@ -462,7 +462,7 @@ describe("nothing is left behind", () => {
     await vi.waitUntil(async () => (await countRows(coreName, "route", "key = ?", topic)) === 1, patience);
     // More than its window, and what is held in memory of a queue.
     const payloadBytes = 10_000;
-    const count = 32 + Math.ceil(limits.mqueueLoadedBytesMax / payloadBytes) + 2;
+    const count = 32 + Math.ceil(limits.queueHeldBytesMax / payloadBytes) + 2;
     const payloads = Array.from({ length: count }, (_, index) => String(index).padEnd(payloadBytes));
     await publishAndWait(other, topic, ...payloads);
     for (const payload of payloads.slice(0, 32)) await client.expectMessage(payload);
