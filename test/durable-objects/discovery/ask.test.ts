@@ -6,6 +6,7 @@ import type { AddressInfo } from "node:net";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { ask, below, Refusal, Silence } from "../../../durable-objects/coordinator/discovery/ask.ts";
 import { limits } from "../../../mqtt/limits.ts";
+import { patience } from "../../support/patience.ts";
 
 async function serve(answer: (response: ServerResponse) => void): Promise<URL> {
   const server = createServer((_, response) => answer(response));
@@ -18,8 +19,8 @@ async function serve(answer: (response: ServerResponse) => void): Promise<URL> {
   return new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}/path?secret=1`);
 }
 
-async function errorOf(url: URL, init: RequestInit = {}): Promise<Error> {
-  return ask(fetch, url, init, 200).then(
+async function errorOf(url: URL, init: RequestInit = {}, timeoutMs = patience.timeout): Promise<Error> {
+  return ask(fetch, url, init, timeoutMs).then(
     () => new Error("it was answered"),
     (error: Error) => error,
   );
@@ -29,7 +30,7 @@ describe("a question to a discovery server", () => {
   it("has a time, to the last byte of the answer", async () => {
     for (const answer of [() => {}, (response: ServerResponse) => void response.writeHead(200).write("[")]) {
       const url = await serve(answer);
-      const error = await errorOf(url);
+      const error = await errorOf(url, {}, 200);
       expect(error).toBeInstanceOf(Silence);
       expect(error.message).toBe(`${url.origin}/path: no answer within 0.2 s`);
     }
@@ -44,8 +45,8 @@ describe("a question to a discovery server", () => {
       };
       more();
     });
-    const error = await ask(fetch, url, {}, 5_000).catch((error: Error) => error.message);
-    expect(error).toBe(`${url.origin}/path: the answer is larger than ${limits.discoveryAnswerBytesMax} bytes`);
+    const { message } = await errorOf(url);
+    expect(message).toBe(`${url.origin}/path: the answer is larger than ${limits.discoveryAnswerBytesMax} bytes`);
     expect(sent).toBeLessThan(64 * limits.discoveryAnswerBytesMax);
   });
 
