@@ -13,8 +13,9 @@
 import { env as bindings, evictDurableObject, runInDurableObject, SELF } from "cloudflare:test";
 import { generate, parser } from "mqtt-packet";
 import type { IConnackPacket, IConnectPacket, IPublishPacket, ISubscription, Packet, PacketCmd } from "mqtt-packet";
-import { expect, vi } from "vitest";
+import { expect, onTestFinished, vi } from "vitest";
 import { Checkpoints } from "../../durable-objects/node/checkpoints.ts";
+import { limits } from "../../mqtt/limits.ts";
 import type { Checkpoint } from "../../mqtt/session.ts";
 import { patience } from "../support/patience.ts";
 
@@ -207,6 +208,29 @@ export async function crash(name: string): Promise<void> {
   const abort = (_: unknown, state: DurableObjectState): void => state.abort("crash");
   const crashed = name === coreName ? runInDurableObject(coreStub(), abort) : runInDurableObject(nodeStub(name), abort);
   await crashed.catch(() => {});
+}
+
+/**
+ * Nothing is written behind until the test says so: what a slow machine would write between two steps of a test counts
+ * as one with what comes later.
+ */
+export function holdWrites(): () => void {
+  const { setTimeout: set } = globalThis;
+  let isHeld = true;
+  vi.stubGlobal("setTimeout", (callback: (...args: unknown[]) => void, ms?: number, ...args: unknown[]) => {
+    if (ms !== limits.checkpointDelayMs) return set(callback, ms, ...args);
+    const run = (): void => {
+      if (isHeld) set(run, 10);
+      else callback(...args);
+    };
+    return set(run, ms);
+  });
+  const release = (): void => {
+    isHeld = false;
+    vi.unstubAllGlobals();
+  };
+  onTestFinished(release);
+  return release;
 }
 
 /** The rows of a query on the object's disk. */

@@ -8,6 +8,7 @@ import {
   coreName,
   coreStub,
   durable,
+  holdWrites,
   newNode,
   nodeStub,
   publish,
@@ -76,9 +77,11 @@ describe("rows written", () => {
     await sleep(node);
     const onNode = await watchRows(node);
     const onCore = await watchRows(coreName);
+    const write = holdWrites();
     const client = await converse(node);
     await publishAndWait(client, `cost/${node}`, "1");
     await client.leave();
+    write();
     expect(await onNode()).toEqual({});
     expect(await onCore()).toEqual({ claim: 2 });
   });
@@ -140,8 +143,10 @@ describe("rows written", () => {
     await subscribe(client, topic);
     await sleep(node);
     const onNode = await watchRows(node);
+    const write = holdWrites();
     publisher.send(publish(topic, "1", 1, { messageId: 1 }), publish(topic, "2", 1, { messageId: 2 }));
     await acknowledge(client, "1", "2");
+    write();
     expect(await onNode()).toEqual({ reserved: 1, checkpoint: 1 });
   });
 

@@ -18,6 +18,7 @@ import {
   coreStub,
   crash,
   durable,
+  holdWrites,
   knock,
   newNode,
   nodeStub,
@@ -583,7 +584,10 @@ describe("[G7] memory is a cache:", () => {
     const reads: Record<string, number> = {};
     const note = async (what: string, act: () => Promise<unknown>): Promise<void> => {
       const read = await watchReads();
+      // Each look at what is unwritten reads, and how many there are depends on how long this takes.
+      const write = holdWrites();
       await act();
+      write();
       await quiet();
       await sleep(node);
       reads[what] = read();
