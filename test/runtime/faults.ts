@@ -28,7 +28,7 @@ const faults = new Map<string, Fault>();
 export function useFaults(): void {
   const usual = { ...limits };
   beforeAll(() => {
-    Object.assign(limits, { attemptsMax: 4, drainRetryFirstMs: 200, holderSilentMsMax: 500, adminCallMsMax: 500 });
+    Object.assign(limits, { attemptsMax: 4, drainRetryFirstMs: 200, holderSilentMsMax: 500 });
   });
   afterAll(() => {
     Object.assign(limits, usual);
