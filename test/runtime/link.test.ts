@@ -6,6 +6,8 @@ import { afterEach, expect, onTestFinished, test, vi } from "vitest";
 
 import { acceptConversation, dialConversation, type Prover } from "../../cluster/link-proof.ts";
 import { Link, type LinkEnd, type LinkEvents } from "../../durable-objects/coordinator/link.ts";
+import { limits } from "../../mqtt/limits.ts";
+import { patience } from "../support/patience.ts";
 
 class Target extends RpcTarget {
   async wait(ms: number): Promise<string> {
@@ -58,6 +60,7 @@ afterEach(() => vi.unstubAllGlobals());
 
 test("[G7] has a timer while it is proved and while calls are under way, and none when it is idle", async () => {
   const pending = new Set<unknown>();
+  let looks = 0;
   const { setTimeout: set, clearTimeout: clear } = globalThis;
   vi.stubGlobal("setTimeout", (callback: () => void, ms: number) => {
     const timer = set(() => {
@@ -65,6 +68,7 @@ test("[G7] has a timer while it is proved and while calls are under way, and non
       callback();
     }, ms);
     pending.add(timer);
+    if (ms === limits.linkSilentMs) looks++;
     return timer;
   });
   vi.stubGlobal("clearTimeout", (timer: Parameters<typeof clear>[0]) => {
@@ -80,9 +84,11 @@ test("[G7] has a timer while it is proved and while calls are under way, and non
   expect(pending.size).toBe(1);
   expect(await Promise.all(calls)).toEqual(["waited", "waited"]);
   // It looks once more, sees nothing to wait for, and says nothing.
-  await vi.waitFor(() => expect(pending.size).toBe(0), { timeout: 4_000, interval: 50 });
+  await vi.waitUntil(() => pending.size === 0, patience);
+  expect(looks).toBe(1);
   far.probe();
   expect(pending.size).toBe(1);
-  await vi.waitFor(() => expect(pending.size).toBe(0), { timeout: 4_000, interval: 50 });
+  await vi.waitUntil(() => pending.size === 0, patience);
+  expect(looks).toBe(2);
   expect(ends).toEqual([]);
 });
