@@ -114,7 +114,8 @@ async function faultsOf(pairs: number, fault: Fault): Promise<Faults> {
       pid: process.pid,
       warmUpSeconds: 0,
       seconds: 0,
-      stallMs: 1000,
+      // What is under way when the machine stands still for less is not lost.
+      stallMs: 5000,
     };
     const load = new Load(job);
     for (let pair = 0; pair < pairs; pair++) {
