@@ -134,8 +134,9 @@ describe("an answer", () => {
     const long = record(name("x.".repeat(100), 12), types.a, [10, 0, 0, 7]);
     const at = 28;
     const records = Array.from({ length: 4_000 }, () => record(name(at), types.a, [10, 0, 0, 7]));
-    const startedAt = performance.now();
+    const before = process.cpuUsage();
     hosts(answer([long, ...records]));
-    expect(performance.now() - startedAt).toBeLessThan(1_000);
+    // Time of this process: the machine may be busy with others.
+    expect(process.cpuUsage(before).user).toBeLessThan(1_000_000);
   });
 });
