@@ -4,7 +4,6 @@ import type { Member } from "../../../cluster/membership.ts";
 import type { Core } from "../../../durable-objects/coordinator/core.ts";
 import { a, b, Cores, met, n, of, tell, together } from "./cores.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});

@@ -4,7 +4,6 @@ import { ownerAmong } from "../../../cluster/placement.ts";
 import type { Core } from "../../../durable-objects/coordinator/core.ts";
 import { a, aWhile, b, c, Cores, eventually, hold, m, met, n, of, tell, together } from "./cores.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});

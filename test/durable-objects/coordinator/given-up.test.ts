@@ -4,7 +4,6 @@ import type { Core } from "../../../durable-objects/coordinator/core.ts";
 import { changesRecord, joinRecords } from "../../../durable-objects/rpc.ts";
 import { a, b, Cores, eventually, n, of, tell, together } from "./cores.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});

@@ -7,7 +7,6 @@ import { firstPage } from "../../../durable-objects/page.ts";
 import { limits } from "../../../mqtt/limits.ts";
 import { a, b, Cores, eventually, met, n, of, tell, together } from "./cores.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});

@@ -10,7 +10,6 @@ import { a, b, Cores, eventually, met, n, of, tell, together } from "./cores.ts"
 const bounds: { -readonly [name in keyof typeof limits]: number } = limits;
 const { removalsPerWriterMax, pageEntriesMax } = limits;
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});

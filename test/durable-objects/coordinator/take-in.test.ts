@@ -3,7 +3,6 @@ import { beforeEach, describe, expect, test, vi } from "vitest";
 import type { Core } from "../../../durable-objects/coordinator/core.ts";
 import { a, aWhile, b, c, Cores, eventually, hold, met, n, of, tell, together } from "./cores.ts";
 
-vi.setConfig({ testTimeout: 30_000 });
 beforeEach(() => {
   vi.spyOn(console, "log").mockImplementation(() => {});
   vi.spyOn(console, "error").mockImplementation(() => {});
