@@ -58,10 +58,6 @@ const traceFile = process.env.CHAOS_TRACE;
 const restartsPerOutage = 7;
 const outageMs = 4500;
 
-/** What comes late without a marker behind it. */
-const groupPatienceMs = 5000;
-const willPatienceMs = 4000;
-
 const drizzle = { perMille: { lost: 3, unanswered: 3, overloaded: 1, crashed: 1 }, latencyMsMax: 20 };
 const storm = { perMille: { lost: 150, unanswered: 150, overloaded: 50, crashed: 10 }, latencyMsMax: 60 };
 
@@ -216,8 +212,9 @@ test(
       ),
     );
     const ofWills = subscribers.filter(({ options }) => options.area === "will");
-    await world.settled(() => findLostToGroup(publishers, subscribers), groupPatienceMs);
-    await world.settled(() => findMissingWills(mortals, ofWills), willPatienceMs);
+    // What comes late without a marker behind it.
+    await world.settled(() => findLostToGroup(publishers, subscribers));
+    await world.settled(() => findMissingWills(mortals, ofWills));
     for (const subscriber of subscribers)
       await subscriber.ping().catch((error: unknown) => world.violate(`stuck: ${String(error)}`));
     for (const { client, name } of publishers)

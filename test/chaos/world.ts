@@ -139,11 +139,11 @@ export class World {
   }
 
   /** Waits until nothing is left to wait for, or nothing has moved for so long. @returns what is left. */
-  async settled(waiting: () => string[], ms = patienceMs): Promise<string[]> {
+  async settled(waiting: () => string[]): Promise<string[]> {
     this.#lastProgress = Date.now();
     for (;;) {
       const left = waiting();
-      if (left.length === 0 || Date.now() > this.#lastProgress + ms) return left;
+      if (left.length === 0 || Date.now() > this.#lastProgress + patienceMs) return left;
       // What is waited for has no event of its own.
       await sleep(20);
     }
