@@ -187,7 +187,8 @@ describe("rows written", () => {
     expect(checkpoint).toBeLessThanOrEqual(8 * looks);
     // The message goes when nobody needs it any more.
     expect(rest).toEqual({ log: 1 });
-  });
+    // A thousand clients, one after the other.
+  }, 240_000);
 
   test("for QoS 0, PINGREQ and publishing at QoS 1: none", async () => {
     const node = newNode();
