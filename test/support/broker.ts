@@ -16,6 +16,7 @@ import { startWorkerd } from "../../cli/broker.ts";
 import type { RunningBroker } from "../../cli/broker.ts";
 import type { Bundle } from "../../cli/bundle.ts";
 import type { SslFiles } from "../../cli/ssl-options.ts";
+import { freePort } from "./port.ts";
 
 export interface StartOptions {
   /** The deployed worker if not given. */
@@ -57,7 +58,8 @@ export interface Broker {
 export async function startBroker(options: StartOptions = {}): Promise<Broker> {
   const { bundle = inject("bundle"), host = "127.0.0.1", linkPort, ssl } = options;
   const dataDir = options.dataDir ?? (await mkdtemp(join(tmpdir(), "trellis-data-")));
-  let { env = {}, port = 0 } = options;
+  const port = options.port ?? (await freePort());
+  let { env = {} } = options;
   let output = "";
   const collect = (chunk: unknown): void => {
     output += String(chunk);
@@ -83,7 +85,6 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
   };
 
   let running = await start();
-  port = running.port;
   const kill = async (): Promise<void> => {
     running.process.kill("SIGKILL");
     await running.ended;
