@@ -151,15 +151,20 @@ test("messages that come one after another share a line: a few calls for all", a
   const topic = randomUUID();
   await subscribe(subscriber, topic, 0);
   const counted = await count(slot(1), core);
+  let slow = 0;
+  let sentAt = performance.now();
   for (const message of messages(topic, 0, 40)) {
     publisher.send(message);
     await subscriber.expect("publish");
+    const now = performance.now();
+    if (now - sentAt >= limits.lineQuietMs / 2) slow++;
+    sentAt = now;
   }
-  // A machine that stops for a moment closes it.
+  // A machine that stops for a moment closes the line, before a message that was slow or behind it: then it opens again.
+  const callsMax = (limits.lineCallsMin + 1) * (1 + 2 * slow);
   const [{ calls: toCore }, { calls: toNode }] = (await counted()) as unknown as [{ calls: number }, { calls: number }];
   expect(toCore).toBeGreaterThanOrEqual(limits.lineCallsMin + 1);
-  expect(toCore).toBeLessThanOrEqual(20);
-  expect(toNode).toBeLessThanOrEqual(20);
+  for (const calls of [toCore, toNode]) expect(calls).toBeLessThanOrEqual(callsMax);
 });
 
 test("a connection is a call to the core; keep alives share an alarm", async () => {
