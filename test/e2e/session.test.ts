@@ -149,14 +149,14 @@ describe.each(versions)("a session of version %i", (version) => {
 describe("session expiry", () => {
   test("[MQTT-3.1.2-23] a session is there until its interval is over, and gone after", async () => {
     const options = { clientId: "expires", clean: false, properties: { sessionExpiryInterval: 1 } };
-    const first = await converseConnected(broker.urlOf(slot(1)), options);
-    await first.drop();
-    const second = await converseConnected(broker.urlOf(slot(1)), options);
-    expect(second.connack.sessionPresent).toBe(true);
-    await second.drop();
-    await new Promise((resolve) => setTimeout(resolve, 1200)); // The second that it lives.
-    const third = await converseConnected(broker.urlOf(slot(1)), options);
-    expect(third.connack.sessionPresent).toBe(false);
+    const comeAndGo = async (): Promise<boolean> => {
+      const client = await converseConnected(broker.urlOf(slot(1)), options);
+      await client.drop();
+      return client.connack.sessionPresent;
+    };
+    // A busy machine may take longer than it lives to come back, or take the end of a connection in late.
+    await expect.poll(comeAndGo).toBe(true);
+    await expect.poll(comeAndGo, { interval: 1200 }).toBe(false);
   });
 
   test.each([
@@ -391,10 +391,10 @@ describe("keep alive", () => {
   test.each(versions)(
     "[MQTT-3.1.2-22] version %i: silence ends the connection, whatever is sent to the client",
     async (version) => {
-      const silent = await converseConnected(broker.urlOf(slot(1)), { version, keepalive: 1 });
+      const publisher = await connect(broker.urlOf(slot(0)));
+      const silent = await converseConnected(broker.urlOf(slot(1)), { version, keepalive: 3 });
       silent.send(subscribe(`silent/${version}`, 0));
       await silent.expect("suback");
-      const publisher = await connect(broker.urlOf(slot(0)));
       await publisher.publish(`silent/${version}`, "hello?");
       await silent.expect("publish");
       if (version === 5) expect(await silent.expect("disconnect")).toMatchObject({ reasonCode: 0x8d });
@@ -403,8 +403,8 @@ describe("keep alive", () => {
   );
 
   test("a client that pings stays, and one that asks for none is not missed", async () => {
-    const silent = await converseConnected(broker.urlOf(slot(1)), { keepalive: 1 });
-    const pinging = await converseConnected(broker.urlOf(slot(1)), { keepalive: 1 });
+    const silent = await converseConnected(broker.urlOf(slot(1)), { keepalive: 3 });
+    const pinging = await converseConnected(broker.urlOf(slot(1)), { keepalive: 3 });
     const without = await converseConnected(broker.urlOf(slot(1)), { keepalive: 0 });
     const pings = setInterval(() => pinging.send({ cmd: "pingreq" }), 300);
     await silent.closed;

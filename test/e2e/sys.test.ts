@@ -97,9 +97,12 @@ describe("$delayed", () => {
       const publisher = await connect(broker.urlOf(slot(0)), { protocolVersion });
       const topic = `later/${protocolVersion}`;
       await subscriber.subscribe([`later/#`, "$delayed/#"], { qos: 2 });
-      await publisher.publish(`$delayed/2/${topic}`, "third", { qos: 2 });
-      await publisher.publish(`$delayed/1/${topic}`, "second", { qos: 1 });
-      await publisher.publish(topic, "first", { qos: 1 });
+      // At once, so that no delay is over before the next is published.
+      await Promise.all([
+        publisher.publish(`$delayed/2/${topic}`, "third", { qos: 2 }),
+        publisher.publish(`$delayed/1/${topic}`, "second", { qos: 1 }),
+        publisher.publish(topic, "first", { qos: 1 }),
+      ]);
       for (const [payload, qos] of [
         ["first", 1],
         ["second", 1],

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startBroker } from "../support/broker.ts";
 import type { Broker } from "../support/broker.ts";
 import { connect, connectPacket, converse, converseConnected, slot, versions } from "../support/client.ts";
-import type { Client } from "../support/client.ts";
+import type { Client, Conversation } from "../support/client.ts";
 
 let broker: Broker;
 
@@ -25,12 +25,16 @@ async function listenTo(filter: string): Promise<Client> {
   return subscriber;
 }
 
-/** After the wills of connections that ended before this one: their node sends them on in order. */
-async function markerWill(topic: string, delay = 0): Promise<void> {
-  const marker = await converseConnected(broker.urlOf(slot(1)), {
+/** Its will comes after those of connections that ended before its own: their node sends them on in order. */
+async function connectMarker(topic: string, delay = 0): Promise<Conversation> {
+  return converseConnected(broker.urlOf(slot(1)), {
     properties: { sessionExpiryInterval: 100 },
     will: will(topic, { payload: Buffer.from("marker"), properties: { willDelayInterval: delay } }),
   });
+}
+
+async function markerWill(topic: string, delay?: number): Promise<void> {
+  const marker = await connectMarker(topic, delay);
   await marker.drop();
 }
 
@@ -128,9 +132,10 @@ describe("of 5.0", () => {
       properties: { sessionExpiryInterval: 100 },
       will: will("delayed/will", { properties: { willDelayInterval: 1 } }),
     });
+    const marker = await connectMarker("delayed/marker");
     await client.drop();
     // One without a delay overtakes it.
-    await markerWill("delayed/marker");
+    await marker.drop();
     expect(await subscriber.payloads(2)).toEqual(["marker", "bye"]);
   });
 
@@ -143,14 +148,14 @@ describe("of 5.0", () => {
       const session = { clientId, clean: false, properties: { sessionExpiryInterval: 100 } };
       const client = await converseConnected(broker.urlOf(slot(1)), {
         ...session,
-        will: will("cancelled", { properties: { willDelayInterval: 1 } }),
+        will: will("cancelled", { properties: { willDelayInterval: 3 } }),
       });
       await client.drop();
       const again = await converseConnected(broker.urlOf(slot(back)), session);
       expect(again.connack.sessionPresent).toBe(true);
     }
     // As long a delay that began later: what was to come before it has come.
-    await markerWill("cancelled", 1);
+    await markerWill("cancelled", 3);
     expect(await subscriber.payloads(1)).toEqual(["marker"]);
   });
 
