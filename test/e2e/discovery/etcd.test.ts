@@ -81,6 +81,8 @@ describe.skipIf(!hasEtcd)("etcd (skipped without etcd-server)", () => {
       await alive.register();
       return (await alive.discover()).join() === b;
     }, patience);
+    // Or its end would be a write in the next test.
+    await alive.unregister();
   });
 
   test("to give a sign of life writes nothing; a key that somebody deleted is put again", async () => {
