@@ -316,5 +316,7 @@ test("what is wrong in the settings is answered with 500 and told in the log", a
   onTestFinished(() => wrong.stop());
   const response = await fetch(`http://127.0.0.1:${wrong.port}/mqtt`);
   expect(response.status).toBe(500);
-  expect(wrong.output()).toMatch(/TRELLIS_MQTT__MAX_QOS_ALOWED.*did you mean TRELLIS_MQTT__MAX_QOS_ALLOWED/);
+  await expect
+    .poll(() => wrong.output())
+    .toMatch(/TRELLIS_MQTT__MAX_QOS_ALOWED.*did you mean TRELLIS_MQTT__MAX_QOS_ALLOWED/);
 });
