@@ -42,6 +42,8 @@ export default defineConfig({
       {
         test: {
           ...patient,
+          // Brokers and whole clusters start in a test, bundle, are killed and heal, one after the other.
+          testTimeout: 180_000,
           name: "e2e",
           include: ["test/e2e/**/*.test.ts"],
           globalSetup: ["test/support/bundle.ts"],

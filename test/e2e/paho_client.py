@@ -11,7 +11,7 @@ import sys
 
 import paho.mqtt.client as mqtt
 
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 20
 
 
 class Client:

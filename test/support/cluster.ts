@@ -21,8 +21,8 @@ import { freePort } from "./port.ts";
 const root = join(import.meta.dirname, "..", "..");
 const token = "a token of the tests' operators";
 
-/** A partition is noticed, confirmed and healed, each after its time. */
-const patience = { timeout: 25_000, interval: 200 };
+/** A partition is noticed, confirmed and healed, each after its time: cores are tried the more rarely the longer it lasts. */
+const patience = { timeout: 60_000, interval: 200 };
 
 export interface Deployment {
   /** The name of its core. */

@@ -61,7 +61,7 @@ export async function startDnsServer(records: readonly string[]): Promise<DnsSer
     );
     socket.destroy();
     if (isThere) break;
-    if (attempt === 100 || dnsmasq.exitCode !== null) throw new Error("dnsmasq did not start");
+    if (attempt === 400 || dnsmasq.exitCode !== null) throw new Error("dnsmasq did not start");
     await sleep(50);
   }
   return {

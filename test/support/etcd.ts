@@ -41,7 +41,7 @@ export async function startEtcd(): Promise<Etcd> {
       ...["--initial-cluster", `default=${peerUrl}`],
     ];
     running = spawn("etcd", args, { stdio: "ignore" });
-    for (let attempt = 0; attempt < 200; attempt++) {
+    for (let attempt = 0; attempt < 400; attempt++) {
       try {
         await call("/v3/kv/range", { key: base64("x") });
         return;

@@ -11,50 +11,42 @@ import {
   whenSeen,
 } from "../../support/cluster.ts";
 
-const timeout = 60_000;
-
 describe("cluster.autoclean = 3s", () => {
-  test(
-    "[G1] [G8] who was killed for longer leaves with its routes, and is a member again when it is back",
-    {
-      timeout,
-    },
-    async () => {
-      const [a, b, c] = await startCluster(3, { TRELLIS_CLUSTER__AUTOCLEAN: "3s" });
-      const onA = await connectDurable(a.urlOf(0), "on-a");
-      await onA.subscribe("to/a", { qos: 1 });
-      const onC = await connectDurable(c.urlOf(0), "on-c");
-      await onC.subscribe(["to/c", "$share/g/to/c"], { qos: 2 });
-      await whenRoutesAgree(a, b, c);
+  test("[G1] [G8] who was killed for longer leaves with its routes, and is a member again when it is back", async () => {
+    const [a, b, c] = await startCluster(3, { TRELLIS_CLUSTER__AUTOCLEAN: "3s" });
+    const onA = await connectDurable(a.urlOf(0), "on-a");
+    await onA.subscribe("to/a", { qos: 1 });
+    const onC = await connectDurable(c.urlOf(0), "on-c");
+    await onC.subscribe(["to/c", "$share/g/to/c"], { qos: 2 });
+    await whenRoutesAgree(a, b, c);
 
-      await c.broker.kill();
-      // Noticed by traffic, by each core that has some for it.
-      await onA.subscribe("since/a", { qos: 1 });
-      await whenSeen([a, b], { running: [a, b] });
-      const routes = [`since/a -> ${a.node(0)}`, `to/a -> ${a.node(0)}`];
-      await eventually(async () => expect(await Promise.all([a, b].map(routesOf))).toEqual([routes, routes]));
-      const { nodes } = await a.api<{ nodes: string[] }>("/cluster");
-      expect(nodes).not.toContain(c.node(0));
-      expect(a.events("core_left").concat(b.events("core_left"))).toContainEqual(
-        expect.objectContaining({ node: c.core, state: "cleaned" }),
-      );
-      // Nobody has it any more: there is nobody to wait for.
-      await onA.publish("to/c", "to nobody", { qos: 1 });
+    await c.broker.kill();
+    // Noticed by traffic, by each core that has some for it.
+    await onA.subscribe("since/a", { qos: 1 });
+    await whenSeen([a, b], { running: [a, b] });
+    const routes = [`since/a -> ${a.node(0)}`, `to/a -> ${a.node(0)}`];
+    await eventually(async () => expect(await Promise.all([a, b].map(routesOf))).toEqual([routes, routes]));
+    const { nodes } = await a.api<{ nodes: string[] }>("/cluster");
+    expect(nodes).not.toContain(c.node(0));
+    expect(a.events("core_left").concat(b.events("core_left"))).toContainEqual(
+      expect.objectContaining({ node: c.core, state: "cleaned" }),
+    );
+    // Nobody has it any more: there is nobody to wait for.
+    await onA.publish("to/c", "to nobody", { qos: 1 });
 
-      await c.broker.restart();
-      await whenSeen([a, b, c], { running: [a, b, c] });
-      await whenRoutesAgree(a, b, c);
-      const again = await connectDurable(c.urlOf(0), "on-c");
-      expect(again.connack.sessionPresent).toBe(true);
-      await onA.publish("to/c", "back", { qos: 2 });
-      expect(await again.payloads(2)).toEqual(["back", "back"]);
-      await again.publish("since/a", "from c", { qos: 1 });
-      expect(await onA.payloads(1)).toEqual(["from c"]);
-      await again.expectNothing();
-    },
-  );
+    await c.broker.restart();
+    await whenSeen([a, b, c], { running: [a, b, c] });
+    await whenRoutesAgree(a, b, c);
+    const again = await connectDurable(c.urlOf(0), "on-c");
+    expect(again.connack.sessionPresent).toBe(true);
+    await onA.publish("to/c", "back", { qos: 2 });
+    expect(await again.payloads(2)).toEqual(["back", "back"]);
+    await again.publish("since/a", "from c", { qos: 1 });
+    expect(await onA.payloads(1)).toEqual(["from c"]);
+    await again.expectNothing();
+  });
 
-  test("[G4] what a client had there is no more when it was let in elsewhere meanwhile", { timeout }, async () => {
+  test("[G4] what a client had there is no more when it was let in elsewhere meanwhile", async () => {
     const [a, b, c] = await startCluster(3, { TRELLIS_CLUSTER__AUTOCLEAN: "3s" });
     const before = await connectDurable(c.urlOf(0), "traveller");
     await before.subscribe("of/before", { qos: 1 });
@@ -78,7 +70,7 @@ describe("cluster.autoclean = 3s", () => {
   });
 });
 
-test("cluster.autoclean = 0s: who is gone is waited for", { timeout }, async () => {
+test("cluster.autoclean = 0s: who is gone is waited for", async () => {
   const [a, b] = await startCluster(2, { TRELLIS_CLUSTER__AUTOCLEAN: "0s" });
   const onB = await connectDurable(b.urlOf(0), "on-b");
   await onB.subscribe("to/b", { qos: 1 });
