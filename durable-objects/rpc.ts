@@ -399,7 +399,7 @@ export interface Hello {
   readonly members: readonly Member[];
   /** Up to which version the core has what each writer has written. */
   readonly vector: Readonly<Record<NodeName, number>>;
-  /** The sender had taken the receiver for down since they last spoke. */
+  /** The sender had taken the receiver for down since they last spoke, or since the last healing. */
   readonly sawDown: boolean;
   /** The cores among which the sender divides the client ids. */
   readonly registryCores: readonly NodeName[];

@@ -125,7 +125,8 @@ export class Peers {
       cluster,
       members: [...members.all()],
       vector: vector(),
-      sawDown: link.hasLost,
+      // Again, until it is healed: the last time may have been lost on the way.
+      sawDown: link.hasLost || this.lost.has(link.name),
       registryCores: registryCores(),
       view: this.view(),
       bootstrap: bootstrap(),
