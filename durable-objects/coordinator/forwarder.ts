@@ -2,12 +2,13 @@
  * How a routed message comes to the nodes: to each that has a match, and to one of those that have members of a group.
  *
  * A share group's message is picked for a node in reach; when the node turns out to have no member any more, or to be out
- * of reach, it is picked again. Only where no node of the group is in reach is it parked.
+ * of reach, it is picked again, for another node if there is one. If there is none the group's routes are on their way: it
+ * waits for them. Only where no node of the group is in reach is it parked.
  */
 import type { NodeName } from "../../cluster/name.ts";
 import type { SharedStrategy } from "../../cluster/shared-sub.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
-import { limits } from "../../mqtt/limits.ts";
+import { limits, retryDelayMs } from "../../mqtt/limits.ts";
 import type { Message } from "../../mqtt/message.ts";
 import { ReasonCode } from "../../mqtt/reason-codes.ts";
 import type { Metrics } from "../metrics.ts";
@@ -95,11 +96,14 @@ export class Forwarder {
     link.add({ bytes, settled: (code) => this.#handleAnswer(routed, code) });
   }
 
-  /** One member of the group gets it. */
-  forwardToGroup(matchedGroup: MatchedGroup, routed: Routed, attempt = 1): void {
+  /**
+   * One member of the group gets it.
+   * @param left nodes that have said that they have none any more
+   */
+  forwardToGroup(matchedGroup: MatchedGroup, routed: Routed, attempt = 1, left: readonly NodeName[] = []): void {
     const { key, group } = matchedGroup;
     const { topic, from: clientId, qos } = routed.message;
-    const isReachable = (node: NodeName): boolean => this.linkTo(node).isLive;
+    const isReachable = (node: NodeName): boolean => this.linkTo(node).isLive && !left.includes(node);
     const pick = group.pick(this.#host.strategy, { topic, clientId, node: routed.node, isReachable }, Math.random);
     if (!pick) return;
     const link = this.linkTo(pick.node);
@@ -110,8 +114,12 @@ export class Forwarder {
     const settled = (code: number | undefined): void => {
       const isTaken = code !== undefined && code !== ReasonCode.NoMatchingSubscribers;
       if (isTaken || attempt >= limits.groupPicksMax) return this.#handleAnswer(routed, isTaken ? code : undefined);
-      this.forwardToGroup(matchedGroup, routed, attempt + 1);
-      routed.answer.settle();
+      const pickAgain = (): void => {
+        this.forwardToGroup(matchedGroup, routed, attempt + 1, code === undefined ? left : [...left, pick.node]);
+        routed.answer.settle();
+      };
+      if (left.includes(pick.node)) setTimeout(pickAgain, retryDelayMs(attempt));
+      else pickAgain();
     };
     if (link.isLive) link.offer({ bytes, settled });
     else link.add({ bytes, settled });
