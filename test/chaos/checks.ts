@@ -5,7 +5,7 @@ import mqtt from "mqtt";
 
 import type { Mortal } from "./mortal.ts";
 import type { Publisher, Sent } from "./publisher.ts";
-import { Subscriber, where } from "./subscriber.ts";
+import { where, type Subscriber } from "./subscriber.ts";
 import { patienceMs, pinged, quietNodes, type World } from "./world.ts";
 
 /** Acknowledged, and not at a session that was subscribed meanwhile. [G1] [G3] */
@@ -13,7 +13,7 @@ export function findLost(publishers: readonly Publisher[], subscribers: readonly
   return pairs(publishers, subscribers)
     .filter(({ subscriber }) => subscriber.options.group === undefined)
     .filter(({ publisher, sent, subscriber }) => {
-      const isOwed = sent.acknowledgedAt !== undefined && Subscriber.during(subscriber.subscribed, sent);
+      const isOwed = sent.acknowledgedAt !== undefined && subscriber.wasSubscribed(sent);
       return isOwed && subscriber.arrivalsOf(publisher.name, sent.number).length === 0;
     })
     .map(({ publisher, sent, subscriber }) => `${describe(publisher, sent)} at ${subscriber.name}`);
@@ -24,8 +24,7 @@ export function findUnasked(publishers: readonly Publisher[], subscribers: reado
   return pairs(publishers, subscribers)
     .filter(({ subscriber }) => subscriber.options.group === undefined)
     .filter(({ publisher, sent, subscriber }) => {
-      const isAsked = !Subscriber.during(subscriber.unsubscribed, sent);
-      return !isAsked && subscriber.arrivalsOf(publisher.name, sent.number).length > 0;
+      return subscriber.wasUnsubscribed(sent) && subscriber.arrivalsOf(publisher.name, sent.number).length > 0;
     })
     .map(({ publisher, sent, subscriber }) => `${describe(publisher, sent)} at ${subscriber.name}`);
 }
@@ -51,7 +50,7 @@ export function findDisorder(publishers: readonly Publisher[], subscribers: read
       .flatMap((publisher) => {
         let latest = -1;
         return publisher.sent
-          .filter((sent) => Subscriber.during(subscriber.subscribed, sent))
+          .filter((sent) => subscriber.wasSubscribed(sent))
           .flatMap((sent) => {
             const [arrival] = subscriber.arrivalsOf(publisher.name, sent.number);
             if (!arrival) return [];

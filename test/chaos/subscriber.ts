@@ -114,9 +114,22 @@ export class Subscriber {
     this.unsubscribed.push({ from: world.now, to: Infinity });
   }
 
-  /** Whether it was subscribed, or not, from before the message was sent until it was acknowledged. */
-  static during(spans: readonly Span[], { attempts, acknowledgedAt = Infinity }: Sent): boolean {
-    return spans.some(({ from, to }) => from < (attempts[0]?.at ?? 0) && acknowledgedAt < to);
+  /** From before the message was sent until it was acknowledged. */
+  wasSubscribed(sent: Sent): boolean {
+    return this.#during(this.subscribed, sent);
+  }
+
+  wasUnsubscribed(sent: Sent): boolean {
+    return this.#during(this.unsubscribed, sent);
+  }
+
+  #during(spans: readonly Span[], { attempts, acknowledgedAt = Infinity }: Sent): boolean {
+    const sentAt = attempts[0]?.at ?? 0;
+    return spans.some(({ from, to }) => {
+      // What waited for a node out of reach goes to who has its filter there when it comes.
+      const isLate = to < Infinity && this.#world.isOutage({ from: sentAt, to });
+      return from < sentAt && acknowledgedAt < to && !isLate;
+    });
   }
 
   /** Comes and goes until the world stops; then it is connected and subscribed, and stays so. */
