@@ -68,9 +68,9 @@ export class BrokerNode extends DurableObject<Env> implements NodeRpc {
   }
 
   override webSocketClose(socket: WebSocket): void {
-    // Without an answer to its close the client hangs.
-    socket.close();
     this.#broker.connection(socket)?.handleSocketClosed(Date.now());
+    // Without an answer to its close the client hangs.
+    this.#broker.closeAtTurnsEnd(socket);
   }
 
   override webSocketError(socket: WebSocket): void {

@@ -100,6 +100,7 @@ export class Broker {
   /** Those that no session is on yet. */
   readonly #unbound = new Set<Connection>();
   readonly #toFlush = new Set<Connection>();
+  readonly #toClose = new Set<WebSocket>();
   readonly #turn = new Turn(() => this.#endTurn());
   readonly #touchedConnections = new Set<Connection>();
   /** Publishes of each session that the core has not answered, and who waits for that. */
@@ -264,13 +265,33 @@ export class Broker {
     connection.flush();
   }
 
+  /** When it is on disk that the connection has ended: a client that sees it closed counts on its will not being sent. */
+  closeAtTurnsEnd(socket: WebSocket): void {
+    this.#toClose.add(socket);
+    this.#turn.endSoon();
+  }
+
   /** @returns how many frames were sent, and how many sessions left. */
   #endTurn(): number {
     this.sessions.saveUrgent();
     const { size } = this.#toFlush;
     for (const connection of this.#toFlush) connection.flush();
     this.#toFlush.clear();
-    return size + this.sessions.settleDisconnected();
+    return size + this.closeSockets();
+  }
+
+  /** @returns how many sessions left. */
+  closeSockets(): number {
+    const left = this.sessions.settleDisconnected();
+    for (const socket of this.#toClose) {
+      try {
+        socket.close(1000);
+      } catch {
+        // Closed already.
+      }
+    }
+    this.#toClose.clear();
+    return left;
   }
 
   touch(session: Session): void {

@@ -307,11 +307,7 @@ export class Connection {
     if (this.closed) return;
     this.#broker.flushNow(this);
     this.closed = true;
-    try {
-      this.socket.close(1000);
-    } catch {
-      // Closed already.
-    }
+    this.#broker.closeAtTurnsEnd(this.socket);
     this.#broker.handleGone(this);
   }
 

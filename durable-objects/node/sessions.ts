@@ -106,6 +106,8 @@ export class Sessions {
       connection.fail(takenOver());
     }
     this.#settleWithoutSocket(session);
+    // Also one that has ended in this turn: before the next one is let in. [MQTT-3.1.4-3]
+    this.#broker.closeSockets();
   }
 
   // ---- the end of connections and sessions ------------------------------------------------------------------------
@@ -119,10 +121,13 @@ export class Sessions {
   settleDisconnected(): number {
     const { size } = this.#disconnected;
     for (const session of this.#disconnected) {
-      // One that fails is not tried again, and the next ones are.
-      this.#disconnected.delete(session);
-      this.#settleWithoutSocket(session);
+      try {
+        this.#settleWithoutSocket(session);
+      } catch (error) {
+        console.error(`the end of the connection of ${session.clientId} could not be handled: ${String(error)}`);
+      }
     }
+    this.#disconnected.clear();
     return size;
   }
 

@@ -2,7 +2,8 @@
 //
 // An exchange yields the name of each step it has reached; the test lets the node sleep, or crash, at one of them.
 
-import { describe, expect, test } from "vitest";
+import { runInDurableObject } from "cloudflare:test";
+import { describe, expect, onTestFinished, test, vi } from "vitest";
 import { forwardRecord, joinRecords, matchedBytes } from "../../durable-objects/rpc.ts";
 import { ByteWriter } from "../../mqtt/byte-buffer.ts";
 import { writeMessage } from "../../mqtt/message.ts";
@@ -287,6 +288,29 @@ describe("a crash behind", () => {
     await again.expectNothing();
   });
 });
+
+test.each(kinds)(
+  "[MQTT-3.14.4-3] %s: a connection is closed when it is on disk that its client has left, with its will",
+  async (_, fields) => {
+    const node = newNode();
+    const client = await converse(node, { ...fields, will: { topic: `exchange/${node}`, payload: "gone", qos: 1 } });
+    const { storage, sockets } = await runInDurableObject(nodeStub(node), (_, state) => ({
+      storage: state.storage,
+      sockets: state.getWebSockets(),
+    }));
+    const wills: unknown[] = [];
+    // oxlint-disable-next-line typescript/unbound-method -- it is called with the socket that it was called on
+    const { close } = WebSocket.prototype;
+    vi.spyOn(WebSocket.prototype, "close").mockImplementation(function (this: WebSocket, ...args) {
+      if (sockets.includes(this))
+        wills.push(storage.sql.exec("SELECT 1 FROM session WHERE will IS NOT NULL").toArray());
+      close.apply(this, args);
+    });
+    onTestFinished(() => void vi.restoreAllMocks());
+    await client.leave();
+    expect(wills[0]).toEqual([]);
+  },
+);
 
 describe("[G1] the core", () => {
   test("sleeps behind each PUBLISH", async () => {
