@@ -25,15 +25,17 @@ export function homeOf({ objects, splits: { cores } }: World, node: string): str
 
 /**
  * Whether a node may not know, by design, what another one has of a client: those who answer it, of whom there are its home
- * and the owner of the client id, may have been out of reach of that one, or of its home, and know it not even now.
+ * and the owner of the client id, may have been out of reach of that one, of its home, or of the owner that it had claimed
+ * from, and know it not even now.
  */
 export function isHidden(world: World, clientId: string, holder: string, node: string): boolean {
   const { splits, now } = world;
   const felt = splits.during(now, now);
   if (felt.length === 0) return false;
   const isSplit = (a: string, b: string): boolean => felt.some(({ isBetween }) => isBetween(a, b));
-  const answering = [node, homeOf(world, node), ownerAmong([...splits.cores].sort(), clientId)!];
-  const asked = [holder, homeOf(world, holder)];
+  const owner = ownerAmong([...splits.cores].sort(), clientId)!;
+  const answering = [node, homeOf(world, node), owner];
+  const asked = [holder, homeOf(world, holder), owner];
   return answering.some((one) => asked.some((other) => isSplit(one, other)));
 }
 
