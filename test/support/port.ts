@@ -1,20 +1,18 @@
-import { randomInt } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
 
 /** Below what systems give to whoever names no port: nobody else gets one while its broker starts, or is down. */
 const from = 12_000;
-/** Tests that run at once take ports of different lanes. */
-const lanes = 8;
-const portsOfLane = 2_500;
-const lane = Number(process.env["VITEST_POOL_ID"] ?? 0) % lanes;
-/** Somewhere, for there may be other runs on this machine. */
-let next = randomInt(portsOfLane);
+/** Test files run at once, each in a process of its own: each process has its own ports. */
+const processes = 100;
+const portsOfProcess = 200;
+const first = from + (process.pid % processes) * portsOfProcess;
+let given = 0;
 
-/** A port of loopback that nobody listens on, given once. */
+/** A port of loopback that nobody listens on. */
 export async function freePort(): Promise<number> {
   for (;;) {
-    const port = from + lane + lanes * (next++ % portsOfLane);
+    const port = first + (given++ % portsOfProcess);
     const server = createServer().listen(port, "127.0.0.1");
     const isFree = await once(server, "listening").then(
       () => true,
