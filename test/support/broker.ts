@@ -10,12 +10,13 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { inject } from "vitest";
+import { inject, vi } from "vitest";
 
 import { startWorkerd } from "../../cli/broker.ts";
 import type { RunningBroker } from "../../cli/broker.ts";
 import type { Bundle } from "../../cli/bundle.ts";
 import type { SslFiles } from "../../cli/ssl-options.ts";
+import { patience } from "./patience.ts";
 import { freePort } from "./port.ts";
 
 export interface StartOptions {
@@ -83,6 +84,8 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
       throw new Error(`The broker did not start:\n${output}`, { cause: error });
     });
   };
+  /** Its port may be looked at, or held, by somebody else for a moment. */
+  const startAgain = (): Promise<RunningBroker> => vi.waitFor(start, { ...patience, interval: 200 });
 
   let running = await start();
   const kill = async (): Promise<void> => {
@@ -99,7 +102,7 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
     async restart(changed = env) {
       await kill();
       env = changed;
-      running = await start();
+      running = await startAgain();
     },
     async stop() {
       await kill();
