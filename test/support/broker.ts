@@ -17,7 +17,7 @@ import type { RunningBroker } from "../../cli/broker.ts";
 import type { Bundle } from "../../cli/bundle.ts";
 import type { SslFiles } from "../../cli/ssl-options.ts";
 import { patience } from "./patience.ts";
-import { freePort } from "./port.ts";
+import { freePort, isFree } from "./port.ts";
 
 export interface StartOptions {
   /** The deployed worker if not given. */
@@ -84,8 +84,6 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
       throw new Error(`The broker did not start:\n${output}`, { cause: error });
     });
   };
-  /** Its port may be looked at, or held, by somebody else for a moment. */
-  const startAgain = (): Promise<RunningBroker> => vi.waitFor(start, { ...patience, interval: 200 });
 
   let running = await start();
   const kill = async (): Promise<void> => {
@@ -102,7 +100,9 @@ export async function startBroker(options: StartOptions = {}): Promise<Broker> {
     async restart(changed = env) {
       await kill();
       env = changed;
-      running = await startAgain();
+      // Somebody else may look at it, or hold it, for a moment.
+      await vi.waitUntil(() => isFree(port), patience);
+      running = await start();
     },
     async stop() {
       await kill();

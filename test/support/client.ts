@@ -309,3 +309,10 @@ export async function converseConnected(
   expect(connack.reasonCode ?? connack.returnCode).toBe(0);
   return { ...conversation, connack };
 }
+
+/** Connects, and is cut off at once. @returns whether its session was there. */
+export async function hadSession(...[url, options]: Parameters<typeof converseConnected>): Promise<boolean> {
+  const client = await converseConnected(url, options);
+  await client.drop();
+  return client.connack.sessionPresent;
+}

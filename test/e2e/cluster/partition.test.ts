@@ -69,6 +69,15 @@ async function startApart(variables?: Record<string, string>) {
   return { a, b, clients };
 }
 
+/** The partition ends: what was published meanwhile has come, once, and what is published then. */
+async function heal(all: readonly Deployment[], clients: readonly Client[], during: readonly string[]): Promise<void> {
+  restore(...all);
+  await whenHealed(all);
+  await whenRoutesAgree(...all);
+  await expectOnce(clients, during);
+  await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
+}
+
 describe.each([
   ["cut", cut],
   ["half-open", silence],
@@ -88,11 +97,7 @@ describe.each([
     await whenSeen([c], { stopped: [a, b] });
     const during = await publishFromEach(clients, "all", 2);
 
-    restore(a, b, c);
-    await whenHealed(all);
-    await whenRoutesAgree(a, b, c);
-    await expectOnce(clients, during);
-    await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
+    await heal(all, clients, during);
     await expectOnce(clients, await publishFromEach(clients, "all", 1));
     expect(clients.map(({ mqtt }) => mqtt.connected)).toEqual([true, true, true]);
     // The minority's core has restarted, and nobody else's.
@@ -112,11 +117,7 @@ test("[G1] [G8] a partition 1:1:1 heals: the oldest core's side wins, and the ot
   for (const each of all) await whenSeen([each], { stopped: all.filter((other) => other !== each) });
   const during = await publishFromEach(clients, "all", 2);
 
-  restore(a, b, c);
-  await whenHealed(all);
-  await whenRoutesAgree(a, b, c);
-  await expectOnce(clients, during);
-  await expectOnce(clients, await publishFromEach(clients, "since/all", 2));
+  await heal(all, clients, during);
   expect(clients.map(({ mqtt }) => mqtt.connected)).toEqual([true, true, true]);
   expect(all.map((each) => each.events("core_restarting").length)).toEqual([0, 1, 1]);
   expect(a.events("partition_healed")).toMatchObject([{ restarted: [b.core, c.core] }]);
